@@ -1,0 +1,1 @@
+src/tiebeam/io

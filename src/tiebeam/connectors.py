@@ -1,0 +1,142 @@
+"""The seam of every connector: what a Source and a Sink declare and do.
+
+A connector is a module with a class `ReadFromX(Source)`, a class `WriteToX(Sink)`, or both. Their fields are
+`option()`s. What they can do is data on the class, so that an impossible pair is refused when the graph is built.
+
+    class ReadFromX(Source):                        class WriteToX(Sink):
+        path: str = option(help="…")                    path: str = option(help="…")
+        def ping(self): …                               def ping(self): …
+        def sample(self, rows): …                       def location(self): …
+        def read(self, begin): …                        def writer(self, run_id): …
+                                                        def publish(self, run_id, staged): …
+
+A sink works in two phases. `Writer` makes rows durable but invisible and hands out `Staged` pieces; `publish` makes
+pieces visible, all together, and is idempotent: the runner may call it again. `tiebeam.delivery` drives both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import apache_beam as beam
+import pyarrow as pa
+
+from tiebeam import delivery
+from tiebeam.dead_letters import Letters
+from tiebeam.errors import ConfigError, Problem
+from tiebeam.options import Declared
+from tiebeam.rows import RowBatch
+
+
+class Source(Declared, beam.PTransform):
+    """Reads rows: from the beginning of a pipeline to row batches, and rejected rows to dead letters."""
+
+    bounded: ClassVar[bool] = True
+    emits_changes: ClassVar[bool] = False
+    formats: ClassVar[tuple[str, ...]] = ()
+    """The `original_format`s of dead letters that `decode` can read again."""
+
+    def __post_init__(self):
+        beam.PTransform.__init__(self)
+        super().__post_init__()
+
+    def expand(self, begin: Any) -> beam.PCollection:
+        return delivery.note_source(begin.pipeline, self.label, lambda: self.read(begin))
+
+    def read(self, begin: Any) -> beam.PCollection:
+        """Builds the reading part of the graph and returns its row batches."""
+        raise NotImplementedError
+
+    def ping(self) -> None:
+        """Reaches the outside system and checks rights; raises ConfigError. Moves nothing."""
+
+    def sample(self, rows: int) -> RowBatch | None:
+        """Reads up to `rows` first rows, as `read` would deliver them; None when there are none."""
+        return None
+
+    def fingerprint(self) -> str | None:
+        """Names the present content of what is read, so that the same job on the same content is recognised; None: unknown."""
+        return None
+
+    def decode(self, originals: list[bytes], positions: list[str | None], step: str) -> Iterable[RowBatch | Letters]:
+        """Parses dead letters of one of `formats` again, exactly as `read` parses the same bytes in their place."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A durable, invisible piece of output. `handle` is unique; `facts` is whatever the sink's `publish` needs (JSON values)."""
+
+    handle: str
+    rows: int
+    bytes: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    SCHEMA: ClassVar[pa.Schema] = pa.schema(
+        [("handle", pa.string()), ("rows", pa.int64()), ("bytes", pa.int64()), ("facts", pa.string())]
+    )
+
+    @staticmethod
+    def pack(pieces: Iterable[Staged]) -> RowBatch:
+        return RowBatch.from_pylist(
+            [dict(handle=s.handle, rows=s.rows, bytes=s.bytes, facts=json.dumps(s.facts)) for s in pieces], schema=Staged.SCHEMA
+        )
+
+    @staticmethod
+    def unpack(batches: Iterable[RowBatch]) -> list[Staged]:
+        rows = [row for batch in batches for row in batch.to_pylist()]
+        return sorted((Staged(**{**row, "facts": json.loads(row["facts"])}) for row in rows), key=lambda s: s.handle)
+
+
+class Writer(Protocol):
+    """Stages the rows of one bundle."""
+
+    def write(self, batch: RowBatch) -> Iterable[Letters]:
+        """Stages a batch; returns dead letters for the rows that this sink cannot take."""
+
+    def close(self) -> list[Staged]:
+        """Makes everything written durable and returns the pieces; none when nothing was written."""
+
+    def abort(self) -> None:
+        """Removes what was written; never raises."""
+
+
+class Sink(Declared, beam.PTransform):
+    """Writes rows: from row batches to reports of what was staged (`Staged.SCHEMA`), published at the end of the run."""
+
+    modes: ClassVar[tuple[str, ...]] = ("append", "replace")
+    takes_changes: ClassVar[bool] = False
+    takes_unbounded: ClassVar[bool] = False
+    delivery: ClassVar[str] = "exactly_once"
+
+    mode = "append"
+
+    def __post_init__(self):
+        beam.PTransform.__init__(self)
+        super().__post_init__()
+
+    def expand(self, rows: beam.PCollection) -> beam.PCollection:
+        if not rows.is_bounded and not self.takes_unbounded:
+            raise ConfigError(Problem(f"{type(self).__name__} takes bounded input only", self.label, "bound the source"))
+        return delivery.deliver(self, rows)
+
+    def ping(self) -> None:
+        """Reaches the outside system and checks that it can be written; raises ConfigError. Changes nothing."""
+
+    def location(self) -> str:
+        """Where the output is, for people, unique among the sinks of a pipeline: a path, `file.duckdb#table`."""
+        raise NotImplementedError
+
+    def writer(self, run_id: str) -> Writer:
+        """Opens a writer for one bundle of the run."""
+        raise NotImplementedError
+
+    def publish(self, run_id: str, staged: list[Staged]) -> bool:
+        """Makes every piece visible, in one step where the system has one; False when the run was already published.
+
+        Called once all rows of the run are staged, and perhaps again with the same arguments.
+        """
+        raise NotImplementedError

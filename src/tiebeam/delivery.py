@@ -1,0 +1,225 @@
+"""Delivery: nothing lost, nothing doubled, and nothing visible before the whole run is known to be good.
+
+Sinks stage while the pipeline runs. At the end the dead letters are published first, then the share of rejected rows
+is judged, then every sink publishes. A run that dies on the way has changed nothing that readers see; publishing is
+idempotent under the run's name, so the runner may repeat it, and a later run of the same name finds its work done.
+
+    with beam.Pipeline() as p, Delivery(p, dead_letters="rejected/", run_id="2026-11-24"):
+        p | ReadFromJsonl("in/*.jsonl") | WriteToParquet("out/")
+
+Without a `Delivery` a sink is a delivery of its own: it keeps the dead letters of the steps above it beside its output.
+"""
+
+from __future__ import annotations
+
+import uuid
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam import pvalue
+from apache_beam.transforms import window
+from apache_beam.utils.windowed_value import WindowedValue
+
+from tiebeam import __version__, dead_letters, registry
+from tiebeam.errors import ConfigError, Problem, TooManyRejectedError
+from tiebeam.rows import RowBatch, with_column
+from tiebeam.steps import ROWS_OUT, BatchFn, apply_batches, count
+
+if TYPE_CHECKING:
+    from tiebeam.connectors import Sink
+
+_open: weakref.WeakKeyDictionary[beam.Pipeline, Delivery] = weakref.WeakKeyDictionary()
+
+
+class Delivery:
+    """Publishes everything a pipeline writes together, at its end, and keeps its dead letters.
+
+    `dead_letters` is a path (newline-delimited JSON) or any sink. A run whose share of rejected rows is above
+    `max_rejected_ratio` publishes its dead letters and nothing else, and fails with TooManyRejectedError.
+    `prior_attempts` gives, by row position, how often a row was refused before (a replay knows).
+    """
+
+    def __init__(
+        self,
+        pipeline: beam.Pipeline,
+        dead_letters: str | Sink,
+        *,
+        run_id: str | None = None,
+        max_rejected_ratio: float = 1.0,
+        name: str = "",
+        prior_attempts: dict[str, int] | None = None,
+    ):
+        self.pipeline = pipeline
+        self.store = keep_at(dead_letters) if isinstance(dead_letters, str) else dead_letters
+        self.run_id = run_id or uuid.uuid4().hex
+        self.max_rejected_ratio = max_rejected_ratio
+        self.stamp = _StampFn("Keep dead letters", name, self.run_id, prior_attempts or {})
+        self.sinks: dict[str, tuple[str, Sink, beam.PCollection]] = {}
+        self.read: list[beam.PCollection] = []
+
+    def __enter__(self) -> Delivery:
+        _open[self.pipeline] = self
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        del _open[self.pipeline]
+        if kind is None:
+            gate = _keep(self, dead_letters.claim(self.pipeline))
+            for label, sink, staged in self.sinks.values():
+                _publish(self.pipeline, f"Publish {label}", sink, self.run_id, staged, gate)
+
+
+def keep_at(path: str) -> Sink:
+    """The sink that dead letters go to when only a path was given."""
+    return registry.connector("sink", "jsonl")(path=path, mode="append")
+
+
+def beside(location: str) -> str:
+    """The default place of dead letters: beside the output, with `.rejected` behind its name."""
+    return location.partition("#")[0].rstrip("/") + ".rejected"
+
+
+def note_source(pipeline: beam.Pipeline, label: str, read: Callable[[], beam.PCollection]) -> beam.PCollection:
+    """Builds a source, and remembers what it delivers and what it rejects as the rows read."""
+    delivery = _open.get(pipeline)
+    before = dead_letters.unclaimed(pipeline)
+    rows = read()
+    if delivery is not None:
+        rejected = [r for r in dead_letters.unclaimed(pipeline) if r not in before]
+        delivery.read += [rows, *rejected]
+    return rows
+
+
+def deliver(sink: Sink, rows: beam.PCollection) -> beam.PCollection:
+    """Stages rows, and has them published: by the open `Delivery` of the pipeline, or else by themselves."""
+    delivery = _open.get(rows.pipeline)
+    label = sink.label
+    if delivery is None:
+        delivery = Delivery(rows.pipeline, beside(sink.location()))
+        staged = _stage(sink, rows, delivery.run_id)
+        gate = _keep(delivery, dead_letters.claim(rows.pipeline, upstream_of=staged), f"dead letters of {label}")
+        _publish(rows.pipeline, f"Publish {label}", sink, delivery.run_id, staged, gate)
+        return staged
+    if sink.location() in delivery.sinks:
+        raise ConfigError(Problem(f"two sinks write to {sink.location()}", label, "flatten their rows into one sink"))
+    staged = _stage(sink, rows, delivery.run_id)
+    delivery.sinks[sink.location()] = (label, sink, staged)
+    return staged
+
+
+def _stage(sink: Sink, rows: beam.PCollection, run_id: str) -> beam.PCollection:
+    everything = rows | "Whole run" >> beam.WindowInto(window.GlobalWindows())
+    return apply_batches(everything, "Stage", _StageFn(sink.label, sink, run_id))
+
+
+def _keep(delivery: Delivery, rejected: list[beam.PCollection], label: str = "dead letters") -> beam.PCollection:
+    """Writes dead letters to the store and returns the gate: a PCollection that has an element once all may publish."""
+    p = delivery.pipeline
+    whole = [r | f"Whole run of {label} {i}" >> beam.WindowInto(window.GlobalWindows()) for i, r in enumerate(rejected)]
+    letters = whole | f"All {label}" >> beam.Flatten(pipeline=p)
+    letters.element_type = RowBatch
+    stamped = letters | f"Keep {label}" >> beam.ParDo(delivery.stamp).with_output_types(RowBatch)
+    staged = stamped | f"Stage {label}" >> beam.ParDo(_StageFn("Keep dead letters", delivery.store, delivery.run_id)).with_output_types(RowBatch)
+    kept = _publish(p, f"Publish {label}", delivery.store, delivery.run_id, staged, None)
+    if delivery.max_rejected_ratio >= 1:
+        return kept
+    read = delivery.read | "Rows read" >> beam.Flatten(pipeline=p) | "Count rows read" >> _CountRows()
+    refused = letters | "Count rows rejected" >> _CountRows()
+    judge = beam.Map(_judge, pvalue.AsSingleton(refused), pvalue.AsSingleton(read), delivery.max_rejected_ratio)
+    return kept | "Judge the share rejected" >> judge.with_output_types(int)
+
+
+def _judge(kept: int, refused: int, read: int, allowed: float) -> int:
+    if read and refused / read > allowed:
+        raise TooManyRejectedError(
+            f"TooManyRejectedError: {refused:,} of {read:,} rows read were rejected, a share of {refused / read:.4f}; "
+            f"max_rejected_ratio is {allowed:g}. Nothing was published but the dead letters."
+        )
+    return kept
+
+
+@beam.typehints.with_input_types(RowBatch)
+class _CountRows(beam.PTransform):
+    def expand(self, batches: beam.PCollection) -> beam.PCollection:
+        sizes = batches | beam.Map(lambda batch: batch.num_rows).with_output_types(int)
+        return sizes | beam.WindowInto(window.GlobalWindows()) | beam.CombineGlobally(sum)
+
+
+class _StageFn(BatchFn):
+    """Hands the rows of a bundle to one writer, and emits what it staged when the bundle ends."""
+
+    def __init__(self, step: str, sink: Sink, run_id: str):
+        super().__init__(step)
+        self.sink = sink
+        self.run_id = run_id
+        self._writer = None
+
+    def apply(self, batch: RowBatch) -> Iterable[dead_letters.Letters]:
+        if self._writer is None:
+            self._writer = self.sink.writer(self.run_id)
+        try:
+            yield from self._writer.write(batch) or ()
+        except BaseException:
+            self.teardown()
+            raise
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        if self._writer is None:
+            return
+        writer, self._writer = self._writer, None
+        from tiebeam.connectors import Staged
+
+        staged = writer.close()
+        count(self.step, ROWS_OUT, sum(s.rows for s in staged))
+        if staged:
+            whole = window.GlobalWindow()
+            yield WindowedValue(Staged.pack(staged), whole.max_timestamp(), [whole])
+
+    def teardown(self) -> None:
+        if self._writer is not None:
+            self._writer.abort()
+            self._writer = None
+
+
+def _publish(p: beam.Pipeline, label: str, sink: Sink, run_id: str, staged: beam.PCollection, gate: beam.PCollection | None) -> beam.PCollection:
+    begin = p | f"{label}: begin" >> beam.Create([0])
+    waits = [pvalue.AsIter(gate)] if gate is not None else []
+    return begin | label >> beam.ParDo(_PublishFn(sink, run_id), pvalue.AsIter(staged), *waits).with_output_types(int)
+
+
+class _PublishFn(beam.DoFn):
+    """Publishes the whole run once everything it waits for is there; emits the number of rows."""
+
+    def __init__(self, sink: Sink, run_id: str):
+        self.sink = sink
+        self.run_id = run_id
+
+    def process(self, _: int, staged: Iterable[RowBatch], gate: Iterable[int] = ()) -> Iterator[int]:
+        from tiebeam.connectors import Staged
+
+        list(gate)
+        pieces = Staged.unpack(staged)
+        if pieces or self.sink.mode == "replace":
+            self.sink.publish(self.run_id, pieces)
+        yield sum(s.rows for s in pieces)
+
+
+class _StampFn(BatchFn):
+    """Fills in what only the pipeline knows: its name and version, the run, and how often each row was tried."""
+
+    def __init__(self, step: str, name: str, run_id: str, prior_attempts: dict[str, int]):
+        super().__init__(step)
+        self.name = name
+        self.run_id = run_id
+        self.prior_attempts = prior_attempts
+
+    def apply(self, batch: RowBatch) -> Iterable[RowBatch]:
+        n = batch.num_rows
+        prior = [self.prior_attempts.get(position, 0) for position in batch.column("row_position").to_pylist()]
+        batch = with_column(batch, "attempt", pa.array([p + 1 for p in prior], pa.int32()))
+        for column, value in (("pipeline", self.name), ("pipeline_version", __version__), ("run_id", self.run_id)):
+            batch = with_column(batch, column, pa.array([value] * n, pa.string()))
+        yield batch

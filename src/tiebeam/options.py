@@ -1,0 +1,323 @@
+"""Options: declared once, typed, on a dataclass; read by the command line, its help, templates and docs.
+
+    class Options(JobOptions):
+        top: int = option(10, help="Products listed per department", low=1)
+        source: Source = role("source", help="Where rows come from")
+
+A role is an option whose value is a connector: `--source=jsonl` picks it, and its own options follow under the
+role's name, `--source_path=in/*.jsonl`. `parse` turns flags into an instance, and reports everything that is wrong
+with them in one `ConfigError`. Flags it does not know are compared with Beam's own and passed on.
+
+Secrets are given as references, `env:NAME` or `file:PATH`, and resolved where they are used, on the worker.
+This is the only module that reads the environment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import types
+import typing
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from tiebeam.errors import ConfigError, Problem
+
+_TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
+
+
+@dataclass(frozen=True)
+class Secret:
+    """A reference to a secret: `env:NAME` or `file:PATH`. The value itself is never held, shown or staged."""
+
+    reference: str
+
+    def resolve(self) -> str:
+        scheme, _, rest = self.reference.partition(":")
+        try:
+            return os.environ[rest] if scheme == "env" else Path(rest).read_text(encoding="utf-8").strip()
+        except (KeyError, OSError) as e:
+            raise ConfigError(
+                Problem(f"the secret {self.reference} cannot be read here ({type(e).__name__})", fix="provide it on every worker")
+            ) from None
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is declared of one option; `kind` is its Python type, `role` is `source` or `sink` when it names a connector."""
+
+    name: str
+    kind: Any
+    default: Any
+    help: str
+    example: str | None = None
+    unit: str | None = None
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+    parent: str | None = None
+    role: str | None = None
+
+    @property
+    def required(self) -> bool:
+        return self.default is MISSING
+
+    @property
+    def secret(self) -> bool:
+        return self.kind is Secret
+
+    def check(self, value: Any) -> str | None:
+        """Says what is wrong with a value of the right type; None when nothing is."""
+        if value is None:
+            return None
+        values = value if isinstance(value, tuple) else (value,)
+        for v in values:
+            if self.choices and v not in self.choices:
+                return f"{v!r} is not one of {', '.join(self.choices)}"
+            if self.low is not None and v < self.low:
+                return f"{v} is below the smallest allowed, {self.low:g}"
+            if self.high is not None and v > self.high:
+                return f"{v} is above the largest allowed, {self.high:g}"
+        return None
+
+    def read(self, text: str) -> Any:
+        """Reads a value from its text; raises ValueError saying what was expected."""
+        if self.kind is bool:
+            if text.lower() not in _TRUE | _FALSE:
+                raise ValueError("expected true or false")
+            return text.lower() in _TRUE
+        if self.kind is tuple:
+            return tuple(part.strip() for part in text.split(",") if part.strip())
+        if self.kind is Secret:
+            if text.partition(":")[0] not in ("env", "file"):
+                raise ValueError("expected a reference, env:NAME or file:PATH, never the secret itself")
+            return Secret(text)
+        if self.kind in (int, float):
+            try:
+                return self.kind(text.replace("_", ""))
+            except ValueError:
+                raise ValueError(f"expected {'a whole number' if self.kind is int else 'a number'}, not {text!r}") from None
+        return text
+
+
+def option(
+    default: Any = MISSING,
+    *,
+    help: str,
+    example: str | None = None,
+    unit: str | None = None,
+    choices: Iterable[str] = (),
+    low: float | None = None,
+    high: float | None = None,
+    parent: str | None = None,
+) -> Any:
+    """Declares a field as an option. Without a default it is required. Types: str, int, float, bool, tuple[str, ...], Secret, each `| None`."""
+    spec = dict(help=help, example=example, unit=unit, choices=tuple(choices), low=low, high=high, parent=parent)
+    return field(default=default, metadata={"option": spec})
+
+
+def role(kind: str, default: Any = MISSING, *, help: str, example: str | None = None) -> Any:
+    """Declares a field whose value is a connector of the registry, `kind` source or sink; a default is a connector's name."""
+    return field(default=default, metadata={"option": dict(help=help, example=example, role=kind)})
+
+
+def declared(cls: type) -> list[Option]:
+    """The options of a class, in the order of declaration, those of its bases first."""
+    hints = typing.get_type_hints(cls)
+    return [
+        Option(name=f.name, kind=_kind(hints[f.name]), default=f.default, **f.metadata["option"])
+        for f in fields(cls)
+        if "option" in f.metadata
+    ]
+
+
+def _kind(hint: Any) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next(a for a in typing.get_args(hint) if a is not type(None))
+    return typing.get_origin(hint) or hint
+
+
+@typing.dataclass_transform(field_specifiers=(option, role))
+class Declared:
+    """Base of every class whose fields are options: a subclass is a dataclass, and its values are checked when it is made."""
+
+    keyword_only: typing.ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        dataclasses.dataclass(cls, eq=False, repr=False, kw_only=cls.keyword_only)  # type: ignore[call-overload]
+
+    def __post_init__(self):
+        problems = []
+        for o in declared(type(self)):
+            value = getattr(self, o.name)
+            if isinstance(value, list):
+                value = tuple(value)
+            elif o.kind is tuple and isinstance(value, str):
+                value = o.read(value)
+            if o.kind is float and isinstance(value, int):
+                value = float(value)
+            setattr(self, o.name, value)
+            if isinstance(o.kind, type) and o.kind in (str, int, float, bool, tuple, Secret) and value is not None and not isinstance(value, o.kind):
+                problems.append(Problem(f"expected {o.kind.__name__}, not {value!r}", o.name))
+            elif trouble := o.check(value):
+                problems.append(Problem(trouble, o.name, o.help))
+        problems += [Problem(*p) if isinstance(p, tuple) else p for p in self.check()]
+        if problems:
+            raise ConfigError(*problems)
+
+    def check(self) -> Iterable[Problem]:
+        """Override to report what is wrong between options; nothing outside is reached here."""
+        return ()
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{o.name}={getattr(self, o.name)!r}" for o in declared(type(self)) if getattr(self, o.name) != o.default)
+        return f"{type(self).__name__}({shown})"
+
+
+class JobOptions(Declared):
+    """The options every pipeline has."""
+
+    keyword_only: typing.ClassVar[bool] = True
+
+    dead_letters: str | None = option(
+        None, help="Where rejected rows are kept; by default beside the output, in a folder of its name with .rejected behind it", example="rejected/"
+    )
+    max_rejected_ratio: float = option(
+        1.0, help="Publish nothing when more than this share of the rows read was rejected", unit="share of rows", low=0, high=1, example="0.01"
+    )
+    run_id: str | None = option(
+        None,
+        help="Name of the run; a run whose name was already published changes nothing. By default derived from options and input, so the same job on the same input publishes once",
+        example="2026-11-24",
+    )
+    max_attempts: int = option(3, help="How often a dead letter is replayed before it is parked", unit="attempts", low=1)
+
+
+def parse(cls: type, argv: list[str], find: Callable[[str, str], type], known_elsewhere: Callable[[], set[str]]) -> tuple[Any, list[str]]:
+    """Turns flags into an instance of `cls` and what is left for Beam.
+
+    `find(role, name)` gives the class of a connector; `known_elsewhere()` the flags Beam itself knows, asked for only
+    when there is a flag we do not know. Raises ConfigError with every problem found.
+    """
+    given, problems = _split(argv, _booleans(cls, argv, find))
+    values: dict[str, Any] = {}
+    specs: dict[str, Option] = {}
+    for o in declared(cls):
+        specs[o.name] = o
+        if o.role:
+            values[o.name] = _read_role(o, given, specs, find, problems)
+        else:
+            _read_value(o, o.name, given, values, problems)
+    rest: list[str] = []
+    unknown = [name for name in given if name not in specs]
+    foreign = known_elsewhere() if unknown else set()
+    for name in unknown:
+        if name in foreign or name.removeprefix("no_") in foreign:
+            rest += _again(name, given[name])
+        else:
+            near = difflib.get_close_matches(name, [*specs, *foreign], n=1, cutoff=0.5)
+            problems.append(Problem("there is no such option", f"--{name}", f"did you mean --{near[0]}?" if near else "see --help"))
+    if not problems:
+        try:
+            return cls(**values), rest
+        except ConfigError as e:
+            problems += [dataclasses.replace(p, where=f"--{p.where}" if p.where in specs else p.where) for p in e.problems]
+    raise ConfigError(*problems)
+
+
+def _booleans(cls: type, argv: list[str], find: Callable[[str, str], type]) -> set[str]:
+    names = {o.name for o in declared(cls) if o.kind is bool}
+    given, _ = _split(argv, set())
+    for o in declared(cls):
+        name = (given.get(o.name) or [o.default])[-1]
+        if o.role and isinstance(name, str):
+            try:
+                names |= {f"{o.name}_{c.name}" for c in declared(find(o.role, name)) if c.kind is bool}
+            except ConfigError:
+                continue
+    return names
+
+
+def _split(argv: list[str], booleans: set[str]) -> tuple[dict[str, list[str | None]], list[Problem]]:
+    given: dict[str, list[str | None]] = {}
+    problems = []
+    words = iter([*argv, None])
+    word = next(words)
+    while word is not None:
+        following = next(words)
+        if not word.startswith("--"):
+            problems.append(Problem("stands alone; options are written --name=value", word))
+        else:
+            name, eq, value = word[2:].partition("=")
+            name = name.replace("-", "_")
+            if eq:
+                given.setdefault(name, []).append(value)
+            elif name not in booleans and following is not None and not following.startswith("--"):
+                given.setdefault(name, []).append(following)
+                following = next(words)
+            else:
+                given.setdefault(name, []).append(None)
+        word = following
+    return given, problems
+
+
+def _again(name: str, values: list[str | None]) -> list[str]:
+    return [f"--{name}" if v is None else f"--{name}={v}" for v in values]
+
+
+def _read_value(o: Option, flag: str, given: dict[str, list[str | None]], values: dict[str, Any], problems: list[Problem]) -> None:
+    if flag not in given:
+        if o.required:
+            problems.append(Problem("is required", f"--{flag}", f"{o.help}, such as --{flag}={o.example}" if o.example else o.help))
+        else:
+            values[o.name] = o.default
+        return
+    text = given[flag][-1]
+    try:
+        if text is None and o.kind is not bool:
+            raise ValueError("needs a value")
+        value = True if text is None else o.read(text)
+    except ValueError as e:
+        problems.append(Problem(str(e), f"--{flag}", o.help))
+        return
+    if trouble := o.check(value):
+        problems.append(Problem(trouble, f"--{flag}", o.help))
+    values[o.name] = value
+
+
+def _read_role(
+    o: Option, given: dict[str, list[str | None]], specs: dict[str, Option], find: Callable[[str, str], type], problems: list[Problem]
+) -> Any:
+    name = (given.get(o.name) or [None if o.required else o.default])[-1]
+    if name is None:
+        if o.required:
+            problems.append(Problem("is required", f"--{o.name}", f"{o.help}, such as --{o.name}={o.example}" if o.example else o.help))
+        for flag in given:  # the options of an absent connector cannot be judged
+            if flag.startswith(f"{o.name}_"):
+                specs.setdefault(flag, o)
+        return None
+    try:
+        connector = find(o.role or "", name)
+    except ConfigError as e:
+        problems += [dataclasses.replace(p, where=f"--{o.name}") for p in e.problems]
+        for flag in given:
+            if flag.startswith(f"{o.name}_"):
+                specs.setdefault(flag, o)
+        return None
+    values: dict[str, Any] = {}
+    before = len(problems)
+    for c in declared(connector):
+        flag = f"{o.name}_{c.name}"
+        specs[flag] = c
+        _read_value(c, flag, given, values, problems)
+    if len(problems) > before:
+        return None
+    try:
+        return connector(**values)
+    except ConfigError as e:
+        problems += [dataclasses.replace(p, where=f"--{o.name}_{p.where}" if p.where else f"--{o.name}") for p in e.problems]
+        return None

@@ -1,0 +1,1 @@
+"""Runnable graphs: one file each, with Options, build() and run()."""

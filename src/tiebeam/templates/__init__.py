@@ -1,0 +1,1 @@
+"""Platform templates: what each platform needs to run a pipeline, generated from its options."""

@@ -1,0 +1,1 @@
+"""PTransforms over record batches: one file per idea, no IO, no options."""
