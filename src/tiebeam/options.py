@@ -196,6 +196,14 @@ class JobOptions(Declared):
     )
     max_attempts: int = option(3, help="How often a dead letter is replayed before it is parked", unit="attempts", low=1)
 
+    def sources(self) -> Iterable[Any]:
+        """Override to name sources that are read beside those of roles: they are reached before the run, and name it."""
+        return ()
+
+    def files(self) -> Iterable[str]:
+        """Override to name local files whose content changes what a run does, a contract for one."""
+        return ()
+
 
 def parse(cls: type, argv: list[str], find: Callable[[str, str], type], known_elsewhere: Callable[[], set[str]]) -> tuple[Any, list[str]]:
     """Turns flags into an instance of `cls` and what is left for Beam.
