@@ -7,8 +7,8 @@ from typing import Any
 
 import apache_beam as beam
 import pytest
-from support.shelf import ReadFromShelf, WriteToShelf
 
+from support.shelf import ReadFromShelf, WriteToShelf
 from tiebeam.connectors import Sink, Source
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.options import Declared, JobOptions, Secret, declared, option, parse, role
