@@ -19,7 +19,8 @@ from tiebeam.steps import BatchFn, apply_batches
 
 
 def test_letters_of_raw_rows():
-    batch = letters("Parse", "malformed", ["no brace", "no end"], [b"{", b"[\xff"], "json", source="a.jsonl", positions=["a:0", "a:2"]).batch
+    details, originals = ["no brace", "no end"], [b"{", b"[\xff"]
+    batch = letters("Parse", "malformed", details, originals, "json", source="a.jsonl", positions=["a:0", "a:2"]).batch
     assert batch.schema == SCHEMA
     first, second = batch.to_pylist()
     assert (first["step"], first["reason"], first["detail"], first["original"]) == ("Parse", "malformed", "no brace", b"{")
@@ -61,9 +62,10 @@ def rows_of(p, label, start=0):
 
 
 def test_an_unclaimed_letter_stops_the_pipeline_and_says_what_to_do():
-    with pytest.raises(Exception, match="step 'Check' rejected 1 row.*'odd': told to.*write its rows with a tiebeam sink"):
-        with beam.Pipeline(runner="FnApiRunner") as p:
-            apply_batches(rows_of(p, "A"), "Check", _RejectFn("Check", "odd"))
+    p = beam.Pipeline(runner="FnApiRunner")
+    apply_batches(rows_of(p, "A"), "Check", _RejectFn("Check", "odd"))
+    with pytest.raises(Exception, match=r"step 'Check' rejected 1 row.*'odd': told to.*write its rows with a tiebeam sink"):
+        p.run().wait_until_finish()
 
 
 def test_a_step_that_rejects_nothing_needs_no_place():
@@ -139,7 +141,9 @@ def test_a_store_that_refuses_a_letter_stops_the_run(tmp_path):
         def write(self, batch):
             return [letters_of_rows("store", batch, "unwanted", ["no room"] * batch.num_rows)]
 
+    p = beam.Pipeline(runner="FnApiRunner")
+    with Delivery(p, _Picky(str(tmp_path / "rejected"))):
+        p | ReadFromShelf(5, bad_every=2) | WriteToShelf(str(tmp_path / "out"))
     with pytest.raises(Exception, match="'unwanted': no room"):
-        with beam.Pipeline(runner="FnApiRunner") as p, Delivery(p, _Picky(str(tmp_path / "rejected"))):
-            p | ReadFromShelf(5, bad_every=2) | WriteToShelf(str(tmp_path / "out"))
+        p.run().wait_until_finish()
     assert on_shelf(tmp_path / "out") == []

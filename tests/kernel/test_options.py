@@ -96,7 +96,12 @@ def test_an_unknown_connector_hides_no_other_problem_and_its_options_are_not_jud
 
 @pytest.mark.parametrize(
     ("flag", "nearest"),
-    [("--tpo=3", "--top"), ("--source_row=3", "--source_rows"), ("--direct_num_worker=2", "--direct_num_workers"), ("--runer=x", "--runner")],
+    [
+        ("--tpo=3", "--top"),
+        ("--source_row=3", "--source_rows"),
+        ("--direct_num_worker=2", "--direct_num_workers"),
+        ("--runer=x", "--runner"),
+    ],
 )
 def test_a_misspelt_flag_is_refused_with_the_nearest(flag, nearest):
     with pytest.raises(ConfigError, match=f"did you mean {nearest}\\?"):

@@ -35,7 +35,7 @@ class ReadFromShelf(Source):
     bad_every: int | None = option(None, help="Which rows are rejected", low=1)
 
     def read(self, begin: Any) -> beam.PCollection:
-        starts = begin | "Starts" >> beam.Create(list(range(0, self.rows, self.batch_rows)))
+        starts = begin | "Starts" >> beam.Create(list(range(0, self.rows, self.batch_rows))).with_output_types(int)
         apart = starts | "Apart" >> beam.Reshuffle()
         return apply_batches(apart, "Parse", _CountFn(self.label, self.rows, self.batch_rows, self.bad_every))
 
