@@ -128,7 +128,7 @@ def _cell(cell: Cell, x: float, y: float, width: float, height: float) -> Markup
     box = element("rect", **place, class_="up" if cell.level >= 0 else "down", fill_opacity=0.07 + 0.93 * strength)
     if not cell.text:
         return box
-    return join([box, text(x + (width - gap) / 2, y + height / 2 + 4, cell.text, "middle", "on" if strength > 0.5 else "over")])
+    return join([box, text(x + (width - gap) / 2, y + height / 2 + 4, cell.text, "middle", "on" if strength > 0.66 else "over")])
 
 
 def bars(values: list[tuple[str, list[float]]], tips: list[str], words: Callable[[float], str], width: int, label: str, *, every: int = 1) -> Markup:

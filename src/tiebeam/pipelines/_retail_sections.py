@@ -26,12 +26,18 @@ SEGMENTS = {
     "cooling": "in between, not lately",
     "dormant": "seldom, for little, and not lately",
 }
+_IN_FULL = {
+    "DRUG GM": "Drug and general",
+    "MEAT-PCKGD": "Packaged meat",
+    "SEAFOOD-PCKGD": "Packaged seafood",
+    "SPIRITS": "Wine and spirits",
+}
 _SHOWN_DEPARTMENTS = 12
 
 
 def name_of(department: str) -> str:
-    """A department in ordinary letters: the source writes in capitals."""
-    return department.capitalize() if department.isupper() else department
+    """A department in ordinary words: the source writes in capitals, and shortens."""
+    return _IN_FULL.get(department) or (department.capitalize() if department.isupper() else department)
 
 
 def section(key: str, title: str, lead: Any, *content: Any, note: Any = None) -> Markup:
@@ -137,9 +143,10 @@ def weeks(db: Any) -> Markup:
         starts = starts if width == _charts.WIDE else [s if s[:1] and every[i].month % 3 == 1 else "" for i, s in enumerate(starts)]
         return _charts.heat([(name_of(d), [cell(d, w) for w in every]) for d in order], starts, width, "Change of revenue per department and week")
 
+    loser = "and lost most" if worst[1] == best[1] else f"{name_of(worst[1])} lost most"
     lead = (
         f"Each cell is a week compared with the one before it. Among the six largest departments {name_of(best[1])} gained most in one week, "
-        f"{change(best[0])} in that of {day(best[2])}; {name_of(worst[1])} lost most, {change(worst[0])} in that of {day(worst[2])}."
+        f"{change(best[0])} in that of {day(best[2])}, {loser}, {change(worst[0])} in that of {day(worst[2])}."
     )
     marks = legend(("down", "40 % less, or worse"), ("level", "unchanged"), ("up", "40 % more, or better"))
     return section("weeks", "Week over week", lead, marks, responsive(draw), note="Only whole weeks, Monday to Sunday, are compared.")
@@ -147,10 +154,11 @@ def weeks(db: Any) -> Markup:
 
 def products(db: Any) -> Markup:
     rows = db.execute(
-        "SELECT department, product_type, product_category, brand, product_id, revenue::DOUBLE, baskets FROM top_products ORDER BY department, place"
+        "SELECT department, coalesce(product_type, product_category, 'not described'), brand, package_size, t.product_id, t.revenue::DOUBLE, t.baskets "
+        "FROM top_products t JOIN (SELECT department, sum(revenue) AS all_of_it FROM product_sales GROUP BY 1) USING (department) "
+        "ORDER BY all_of_it DESC, department, place"
     ).fetchall()
     groups = [(d, list(g)) for d, g in groupby(rows, key=lambda r: r[0])]
-    groups.sort(key=lambda g: -sum(r[5] for r in g[1]))
     cards = [_card(d, g, opened=i < 4) for i, (d, g) in enumerate(groups[:_SHOWN_DEPARTMENTS])]
     most = max(len(g) for _, g in groups)
     lead = f"The {most} products with the most revenue in each of the largest departments; the others are in the table top_products."
@@ -162,18 +170,14 @@ def _card(department: str, rows: list[Any], opened: bool) -> Markup:
     lines = [
         element(
             "li",
-            element("span", _label(kind, category), element("small", f" {brand or ''} {number}"), class_="what"),
+            element("span", kind.capitalize(), element("small", " · ".join(("", *filter(None, (size, brand, f"no. {number}"))))), class_="what"),
             element("span", dollars(value), class_="figure"),
             bar(value / most),
             title=f"{whole(baskets)} baskets",
         )
-        for _, kind, category, brand, number, value, baskets in rows
+        for _, kind, brand, size, number, value, baskets in rows
     ]
     return element("details", element("summary", name_of(department)), element("ol", lines), open="open" if opened else None, class_="card")
-
-
-def _label(kind: str | None, category: str | None) -> str:
-    return (kind or category or "not described").capitalize()
 
 
 def baskets(db: Any) -> Markup:
@@ -267,12 +271,13 @@ def campaigns(db: Any) -> Markup:
 
         return _charts.whiskers(intervals, words, width, "Effect per campaign, dollars per household and week")
 
-    marks = legend(("gain", "more than chance"), ("loss", "less than chance"), ("unsure", "cannot be told from none"))
+    marks = legend(("gain", "a gain"), ("loss", "a loss"), ("unsure", "cannot be told from no effect"))
     head = ["campaign", "type", "from", "to", "recipients", "redeemed by", "coupons redeemed", "effect per household and week"]
     lines = [_campaign_line(r) for r in rows]
     return section(
         "campaigns", "Coupon campaigns", lead, element("h3", "Effect in dollars per household and week"), marks,
-        responsive(draw) if intervals else None, element("p", method, class_="note"), table(head, lines, {4, 5, 6, 7}),
+        responsive(draw) if intervals else None, element("p", method, class_="note"),
+        element("details", element("summary", f"All {len(rows)} campaigns"), table(head, lines, {4, 5, 6, 7}, "dense"), class_="card"),
     )  # fmt: skip
 
 
@@ -310,7 +315,7 @@ def segments(db: Any) -> Markup:
         "Households with equal values get equal scores."
     )
     marks = legend(("series1", "share of households"), ("series2", "share of revenue"))
-    return section("segments", "Household segments", lead, marks, table(head, lines, {2, 3, 4, 5, 6}, "barred"), _scores(db), note=note)
+    return section("segments", "Household segments", lead, marks, table(head, lines, {2, 3, 4, 5, 6}, "barred segments"), _scores(db), note=note)
 
 
 def _scores(db: Any) -> Markup:
