@@ -9,7 +9,8 @@ VIEWS = """
 CREATE VIEW products AS FROM '{data}/products.parquet';
 CREATE VIEW demographics AS FROM '{data}/demographics.parquet';
 CREATE VIEW descriptions AS
-    SELECT campaign_id, campaign_type, start_date::DATE AS start_date, end_date::DATE AS end_date FROM '{data}/campaign_descriptions.parquet';
+    SELECT campaign_id, campaign_type, start_date::DATE AS start_date, end_date::DATE AS end_date
+    FROM '{data}/campaign_descriptions.parquet';
 CREATE VIEW targets AS FROM '{data}/campaigns.parquet';
 CREATE VIEW coupons AS FROM '{data}/coupons.parquet';
 CREATE VIEW redemptions AS FROM '{data}/coupon_redemptions.parquet';
@@ -31,13 +32,15 @@ TABLES = {
         FROM lines GROUP BY ALL
     """,
     "department_days": """
-        SELECT department, day, sum(revenue)::DECIMAL(18,2) AS revenue, count(DISTINCT basket_id) AS baskets, strftime(day, '%Y-%m') AS month
+        SELECT department, day, sum(revenue)::DECIMAL(18,2) AS revenue, count(DISTINCT basket_id) AS baskets,
+               strftime(day, '%Y-%m') AS month
         FROM lines GROUP BY ALL
     """,
     "department_weeks": """
         WITH extent AS (SELECT min(day) AS first_day, max(day) AS last_day FROM lines),
         weeks AS (
-            SELECT department, date_trunc('week', day)::DATE AS week, sum(revenue)::DECIMAL(18,2) AS revenue, count(DISTINCT basket_id) AS baskets
+            SELECT department, date_trunc('week', day)::DATE AS week, sum(revenue)::DECIMAL(18,2) AS revenue,
+                   count(DISTINCT basket_id) AS baskets
             FROM lines GROUP BY ALL
         ),
         sized AS (
@@ -84,7 +87,8 @@ TABLES = {
         households AS (SELECT DISTINCT household_id FROM lines),
         spend AS (
             SELECT campaign_id, household_id,
-                   sum(CASE WHEN day < start_date THEN revenue ELSE 0 END) AS before, sum(CASE WHEN day >= start_date THEN revenue ELSE 0 END) AS during
+                   sum(CASE WHEN day < start_date THEN revenue ELSE 0 END) AS before,
+                   sum(CASE WHEN day >= start_date THEN revenue ELSE 0 END) AS during
             FROM lines JOIN covered USING (product_id) JOIN spans USING (campaign_id)
             WHERE measured AND day BETWEEN start_date - length AND end_date GROUP BY ALL
         ),
@@ -92,8 +96,8 @@ TABLES = {
             SELECT s.campaign_id, h.household_id, t.household_id IS NOT NULL AS targeted,
                    coalesce(before, 0)::DOUBLE * 7 / length AS before, coalesce(during, 0)::DOUBLE * 7 / days AS during
             FROM spans s CROSS JOIN households h
-            LEFT JOIN (SELECT DISTINCT campaign_id, household_id FROM targets) t ON t.campaign_id = s.campaign_id AND t.household_id = h.household_id
-            LEFT JOIN spend p ON p.campaign_id = s.campaign_id AND p.household_id = h.household_id
+            LEFT JOIN (SELECT DISTINCT campaign_id, household_id FROM targets) t USING (campaign_id, household_id)
+            LEFT JOIN spend p USING (campaign_id, household_id)
             WHERE measured
         ),
         compared AS (
@@ -109,7 +113,8 @@ TABLES = {
                (SELECT count(DISTINCT product_id) FROM coupons c WHERE c.campaign_id = s.campaign_id) AS products,
                (SELECT count(*) FROM redemptions r WHERE r.campaign_id = s.campaign_id) AS redemptions,
                (SELECT count(DISTINCT household_id) FROM redemptions r WHERE r.campaign_id = s.campaign_id) AS redeemers,
-               s.days, before, during, others_before, others_during, uplift, uplift - 1.96 * error AS uplift_low, uplift + 1.96 * error AS uplift_high
+               s.days, before, during, others_before, others_during, uplift,
+               uplift - 1.96 * error AS uplift_low, uplift + 1.96 * error AS uplift_high
         FROM spans s LEFT JOIN compared USING (campaign_id)
     """,
     "households": """
@@ -139,7 +144,8 @@ TABLES = {
     """,
     "segments": """
         WITH h AS ({households})
-        SELECT segment, count(*) AS households, sum(baskets)::BIGINT AS baskets, sum(revenue)::DECIMAL(18,2) AS revenue FROM h GROUP BY segment
+        SELECT segment, count(*) AS households, sum(baskets)::BIGINT AS baskets, sum(revenue)::DECIMAL(18,2) AS revenue
+        FROM h GROUP BY segment
     """,
 }
 

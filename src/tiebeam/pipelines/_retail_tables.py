@@ -107,9 +107,7 @@ def weeks(days: pl.DataFrame) -> pl.DataFrame:
         .agg(pl.col("revenue").sum(), pl.col("baskets").sum())
         .with_columns(days=(whole.dt.total_days() + 1).cast(pl.Int8))
     )
-    before = sized.select(
-        "department", pl.col("week") + pl.duration(days=7), previous_revenue="revenue", previous_days="days"
-    )
+    before = sized.select("department", pl.col("week") + pl.duration(days=7), previous_revenue="revenue", previous_days="days")
     comparable = (pl.col("days") == 7) & (pl.col("previous_days") == 7) & (pl.col("previous_revenue") > 0)
     change = pl.col("revenue").cast(pl.Float64) / pl.col("previous_revenue").cast(pl.Float64) - 1
     return (
@@ -168,7 +166,12 @@ def covered(coupons: pl.DataFrame, campaigns: pl.DataFrame) -> pl.DataFrame:
 
 
 def effects(
-    campaigns: pl.DataFrame, spent: pl.DataFrame | None, households: pl.DataFrame, targets: pl.DataFrame, coupons: pl.DataFrame, redeemed: pl.DataFrame
+    campaigns: pl.DataFrame,
+    spent: pl.DataFrame | None,
+    households: pl.DataFrame,
+    targets: pl.DataFrame,
+    coupons: pl.DataFrame,
+    redeemed: pl.DataFrame,
 ) -> pl.DataFrame:
     """What each campaign reached, and how its recipients' spending changed beside that of all others.
 
@@ -210,13 +213,9 @@ def _spans(campaigns: pl.DataFrame, first: object, last: object) -> pl.DataFrame
 
 def _compared(spans: pl.DataFrame, spent: pl.DataFrame | None, households: pl.DataFrame, targets: pl.DataFrame) -> pl.DataFrame:
     keys = ["campaign_id", "household_id"]
-    each = spans.join(households, how="cross").join(
-        targets.select(keys).unique().with_columns(targeted=pl.lit(True)), on=keys, how="left"
-    )
-    if spent is None:
-        each = each.with_columns(before=pl.lit(0.0), during=pl.lit(0.0))
-    else:
-        each = each.join(spent, on=keys, how="left")
+    each = spans.join(households, how="cross").join(targets.select(keys).unique().with_columns(targeted=pl.lit(True)), on=keys, how="left")
+    nothing = pl.DataFrame(schema={**dict.fromkeys(keys, pl.Int64), "before": pl.Float64, "during": pl.Float64})
+    each = each.join(nothing if spent is None else spent, on=keys, how="left")
     per_week = each.with_columns(
         pl.col("targeted").fill_null(False),
         before=pl.col("before").cast(pl.Float64).fill_null(0.0) * 7 / pl.col("length"),
@@ -231,5 +230,3 @@ def _compared(spans: pl.DataFrame, spent: pl.DataFrame | None, households: pl.Da
         uplift=change.filter(ours).mean() - change.filter(~ours).mean(),
         error=(change.filter(ours).var() / ours.sum() + change.filter(~ours).var() / (~ours).sum()).sqrt(),
     )
-
-
