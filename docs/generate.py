@@ -1,7 +1,7 @@
 """Writes docs/generated/ from the code: a page of connectors and a page of pipelines.
 
-    python docs/generate.py           write
-    python docs/generate.py --check   exit 1 when a page is not as the code would have it
+python docs/generate.py           write
+python docs/generate.py --check   exit 1 when a page is not as the code would have it
 """
 
 from __future__ import annotations

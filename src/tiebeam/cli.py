@@ -35,7 +35,7 @@ tiebeam: ready-made data pipelines on Apache Beam
 COMPLETION = {
     "bash": '_tiebeam() { COMPREPLY=($(compgen -W "$(tiebeam words "${COMP_WORDS[@]:1}" 2>/dev/null)" -- "${COMP_WORDS[COMP_CWORD]}")); }\n'
     "complete -o default -F _tiebeam tiebeam",
-    "zsh": "#compdef tiebeam\n_tiebeam() { compadd -- ${(f)\"$(tiebeam words ${words[2,-1]} 2>/dev/null)\"} || _files; }\ncompdef _tiebeam tiebeam",
+    "zsh": '#compdef tiebeam\n_tiebeam() { compadd -- ${(f)"$(tiebeam words ${words[2,-1]} 2>/dev/null)"} || _files; }\ncompdef _tiebeam tiebeam',
     "fish": "complete -c tiebeam -a '(tiebeam words (commandline -opc)[2..-1] 2>/dev/null)'",
 }
 
@@ -44,7 +44,15 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command line and returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     verb, rest = (argv[0], argv[1:]) if argv else ("--help", [])
-    verbs = {"list": _list, "describe": _describe, "plan": _plan, "run": _run, "replay": _replay, "completion": _completion, "words": _words}
+    verbs = {
+        "list": _list,
+        "describe": _describe,
+        "plan": _plan,
+        "run": _run,
+        "replay": _replay,
+        "completion": _completion,
+        "words": _words,
+    }
     try:
         if verb in ("--help", "-h", "help"):
             print(USAGE, end="")
@@ -77,7 +85,12 @@ def _list(argv: list[str]) -> int:
         return 0
     print(table(["pipeline", "what it does"], [(e.name, e.summary) for e in pipelines]))
     print()
-    print(table(["connector", "reads", "writes", "what it is"], [(e.name, "source" in e.roles, "sink" in e.roles, e.summary) for e in connectors]))
+    print(
+        table(
+            ["connector", "reads", "writes", "what it is"],
+            [(e.name, "source" in e.roles, "sink" in e.roles, e.summary) for e in connectors],
+        )
+    )
     return 0
 
 
@@ -110,7 +123,12 @@ def _about_connector(name: str) -> dict[str, Any]:
         can = (
             {"bounded": cls.bounded, "emits changes": cls.emits_changes}
             if role == "source"
-            else {"modes": ", ".join(cls.modes), "takes changes": cls.takes_changes, "takes unbounded": cls.takes_unbounded, "delivery": cls.delivery}
+            else {
+                "modes": ", ".join(cls.modes),
+                "takes changes": cls.takes_changes,
+                "takes unbounded": cls.takes_unbounded,
+                "delivery": cls.delivery,
+            }
         )
         about[role] = {"class": cls.__name__, "capabilities": can, "options": [_about_option(o) for o in options.declared(cls)]}
     return about
@@ -147,7 +165,11 @@ def _option_table(described: list[dict[str, Any]], prefix: str) -> str:
     for o in described:
         default = "required" if o["required"] else "" if o["default"] is None else str(o["default"]) if o["default"] != () else ""
         kind = "|".join(o["choices"]) if o["choices"] and len("|".join(o["choices"])) < 24 else o["type"]
-        text = o["help"] + (f" [{o['unit']}]" if o["unit"] else "") + (f" ({', '.join(o['choices'])})" if o["choices"] and kind == o["type"] else "")
+        text = (
+            o["help"]
+            + (f" [{o['unit']}]" if o["unit"] else "")
+            + (f" ({', '.join(o['choices'])})" if o["choices"] and kind == o["type"] else "")
+        )
         rows.append((prefix + o["name"], kind, default, text + (f"\ne.g. {prefix}{o['name']}={o['example']}" if o["example"] else "")))
     return table(["option", "type", "default", "meaning"], rows)
 

@@ -99,12 +99,17 @@ class Delivery:
             sink.discard(self.run_id)
 
     def __enter__(self) -> Delivery:
+        if self.pipeline in _open:
+            raise ConfigError(Problem("this pipeline is inside a Delivery already", "Delivery", "write every sink inside the first one"))
         _open[self.pipeline] = self
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         del _open[self.pipeline]
         if kind is None:
+            if self.store_location() in self.sinks:
+                what = f"rows and dead letters both go to {self.store_location()}"
+                raise ConfigError(Problem(what, "dead_letters", "name another place"))
             gate = _keep(self, dead_letters.claim(self.pipeline))
             for label, sink, staged in self.sinks.values():
                 _publish(self.pipeline, f"Publish {label}", sink, self.run_id, staged, gate)
@@ -134,23 +139,23 @@ def note_source(pipeline: beam.Pipeline, label: str, read: Callable[[], beam.PCo
 def deliver(sink: Sink, rows: beam.PCollection) -> beam.PCollection:
     """Stages rows, and has them published: by the open `Delivery` of the pipeline, or else by themselves."""
     delivery = _open.get(rows.pipeline)
-    label = sink.label
+    label = rows.pipeline.transforms_stack[-1].full_label.replace("/", " ")  # a sink's own label is unique in its composite only
     if delivery is None:
         delivery = Delivery(rows.pipeline, beside(sink.location()))
-        staged = _stage(sink, rows, delivery.run_id)
+        staged = _stage(sink, rows, label, delivery.run_id)
         gate = _keep(delivery, dead_letters.claim(rows.pipeline, upstream_of=staged), f"dead letters of {label}")
         _publish(rows.pipeline, f"Publish {label}", sink, delivery.run_id, staged, gate)
         return staged
     if sink.location() in delivery.sinks:
         raise ConfigError(Problem(f"two sinks write to {sink.location()}", label, "flatten their rows into one sink"))
-    staged = _stage(sink, rows, delivery.run_id)
+    staged = _stage(sink, rows, label, delivery.run_id)
     delivery.sinks[sink.location()] = (label, sink, staged)
     return staged
 
 
-def _stage(sink: Sink, rows: beam.PCollection, run_id: str) -> beam.PCollection:
+def _stage(sink: Sink, rows: beam.PCollection, label: str, run_id: str) -> beam.PCollection:
     everything = rows | "Whole run" >> beam.WindowInto(window.GlobalWindows())
-    return apply_batches(everything, "Stage", _StageFn(sink.label, sink, run_id))
+    return apply_batches(everything, "Stage", _StageFn(label, sink, run_id))
 
 
 def _keep(delivery: Delivery, rejected: list[beam.PCollection], label: str = "dead letters") -> beam.PCollection:
@@ -167,6 +172,9 @@ def _keep(delivery: Delivery, rejected: list[beam.PCollection], label: str = "de
         kept = (kept, _store(p, f"parked {label}", parked, delivery.run_id, beyond)) | f"Kept {label}" >> beam.Flatten()
     if delivery.max_rejected_ratio >= 1:
         return kept
+    if not delivery.read:
+        fix = "read with a tiebeam source inside the Delivery"
+        raise ConfigError(Problem("no source says how many rows were read, so no share can be judged", "max_rejected_ratio", fix))
     read = delivery.read | "Rows read" >> beam.Flatten(pipeline=p) | "Count rows read" >> _CountRows()
     refused = letters | "Count rows rejected" >> _CountRows()
     judge = beam.Map(_judge, pvalue.AsSingleton(refused), pvalue.AsSingleton(read), delivery.max_rejected_ratio)
@@ -174,7 +182,8 @@ def _keep(delivery: Delivery, rejected: list[beam.PCollection], label: str = "de
 
 
 def _store(p: beam.Pipeline, label: str, store: Sink, run_id: str, letters: beam.PCollection) -> beam.PCollection:
-    staged = letters | f"Stage {label}" >> beam.ParDo(_StageFn(f"Stage {label}", store, run_id)).with_output_types(RowBatch)
+    stage = beam.ParDo(_StageFn(f"Stage {label}", store, run_id)).with_output_types(RowBatch)
+    staged = dead_letters.route_nowhere(letters | f"Stage {label}" >> stage.with_outputs(dead_letters.REJECTED, main="rows"))
     return _publish(p, f"Publish {label}", store, run_id, staged, None)
 
 
@@ -219,6 +228,9 @@ class _StageFn(BatchFn):
         self.run_id = run_id
         self._writer = None
 
+    def start_bundle(self) -> None:
+        self.teardown()  # what a failed bundle left open must not become part of this one
+
     def apply(self, batch: RowBatch) -> Iterable[dead_letters.Letters]:
         if self._writer is None:
             self._writer = self.sink.writer(self.run_id)
@@ -231,10 +243,14 @@ class _StageFn(BatchFn):
     def finish_bundle(self) -> Iterator[WindowedValue]:
         if self._writer is None:
             return
-        writer, self._writer = self._writer, None
         from tiebeam.connectors import Staged
 
-        staged = writer.close()
+        try:
+            staged = self._writer.close()
+        except BaseException:
+            self.teardown()
+            raise
+        self._writer = None
         count(self.step, ROWS_OUT, sum(s.rows for s in staged))
         if staged:
             whole = window.GlobalWindow()
@@ -246,7 +262,9 @@ class _StageFn(BatchFn):
             self._writer = None
 
 
-def _publish(p: beam.Pipeline, label: str, sink: Sink, run_id: str, staged: beam.PCollection, gate: beam.PCollection | None) -> beam.PCollection:
+def _publish(
+    p: beam.Pipeline, label: str, sink: Sink, run_id: str, staged: beam.PCollection, gate: beam.PCollection | None
+) -> beam.PCollection:
     begin = p | f"{label}: begin" >> beam.Create([0])
     waits = [pvalue.AsIter(gate)] if gate is not None else []
     return begin | label >> beam.ParDo(_PublishFn(sink, run_id), pvalue.AsIter(staged), *waits).with_output_types(int)

@@ -127,7 +127,10 @@ def test_interrupt_leaves_nothing_half_published(folder):
         "sys.exit(cli.main(sys.argv[1:]))\n"
     )
     result = subprocess.run(
-        [sys.executable, "-c", script, "run", "ingest", *FROM_JSONL, "--sink=parquet", "--sink_path=out/"], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script, "run", "ingest", *FROM_JSONL, "--sink=parquet", "--sink_path=out/"],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert result.returncode == 130, result.stderr
     assert "Traceback" not in result.stderr

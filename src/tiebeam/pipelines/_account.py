@@ -56,13 +56,16 @@ def progress_lines(labels: list[str], elapsed: float) -> list[str]:
     read = sum(c.get("rows_out", 0) + c.get("rows_rejected", 0) for c in counts.values() if "rows_in" not in c)
     written = sum(c.get("rows_out", 0) for s, c in counts.items() if s in _staging(counts))
     rejected = sum(c.get("rows_rejected", 0) for c in counts.values())
-    head = f"  {terminal.seconds(elapsed):>9}   read {read:,}   staged {written:,}   rejected {rejected:,}   {read / max(elapsed, 0.1):,.0f} rows/s"
+    speed = read / max(elapsed, 0.1)
+    head = f"  {terminal.seconds(elapsed):>9}   read {read:,}   staged {written:,}   rejected {rejected:,}   {speed:,.0f} rows/s"
     order = {label: i for i, label in enumerate(labels)}
     shown = sorted(counts.items(), key=lambda item: order.get(item[0], len(order)))
-    return [head] + [
-        f"  {'':>9}   {step[:40]:<40} in {c.get('rows_in', 0):>12,}   out {c.get('rows_out', 0):>12,}   rejected {c.get('rows_rejected', 0):>7,}"
-        for step, c in shown
-    ]
+    return [head, *(_step_line(step, c) for step, c in shown)]
+
+
+def _step_line(step: str, counted: dict[str, int]) -> str:
+    into, out, rejected = (counted.get(name, 0) for name in (steps.ROWS_IN, steps.ROWS_OUT, steps.ROWS_REJECTED))
+    return f"{'':>14}{step[:38]:<38} in {into:>11,}  out {out:>11,}  rejected {rejected:>7,}"
 
 
 def _staging(counts: dict[str, dict[str, int]]) -> set[str]:

@@ -37,7 +37,9 @@ def describe(job: _job.Job, p: beam.Pipeline, delivery: Delivery) -> dict[str, A
     for role, connector in _job.connectors(job.options).items():
         sample = connector.sample(_job.SAMPLE_ROWS) if hasattr(connector, "sample") else None
         if sample is not None:
-            schemas[role] = [{"name": f.name, "type": str(f.type), "example": str(sample.column(f.name)[0].as_py())[:60]} for f in sample.schema]
+            schemas[role] = [
+                {"name": f.name, "type": str(f.type), "example": str(sample.column(f.name)[0].as_py())[:60]} for f in sample.schema
+            ]
     return {
         "pipeline": job.name,
         "runner": job.runner,

@@ -24,7 +24,9 @@ class Options(JobOptions):
     source: Source = role("source", help="Where rows come from", example="jsonl")
     sink: Sink = role("sink", help="Where rows go", example="parquet")
     contract: str | None = option(
-        None, help="Data contract that rows must meet (Open Data Contract Standard, YAML); by default inferred from the first rows", example="shop.odcs.yaml"
+        None,
+        help="Data contract that rows must meet (Open Data Contract Standard, YAML); by default inferred from the first rows",
+        example="shop.odcs.yaml",
     )
 
     def files(self):

@@ -104,7 +104,12 @@ def main(argv: list[str], as_json: bool) -> int:
     sink.retire(f"{plan['id']}-done", plan["files"])
     _close_plan(path, plan["id"])
     if as_json:
-        print(json.dumps({"replayed": sum(map(len, store.letters.values())), "parked": len(store.broken), "runs": [asdict(o) for o in outcomes]}, indent=2))
+        print(
+            json.dumps(
+                {"replayed": sum(map(len, store.letters.values())), "parked": len(store.broken), "runs": [asdict(o) for o in outcomes]},
+                indent=2,
+            )
+        )
     else:
         print(_report(path, store, outcomes))
     return 0
@@ -179,7 +184,10 @@ def _park(path: str, run_id: str, broken: list[tuple[str, bytes]]) -> None:
     sink = keep_at(FileSystems.join(path, PARKED))
     writer = sink.writer(run_id)
     details = ["this line of the store is no dead letter"] * len(broken)
-    for _ in writer.write(letters("replay", "broken_letter", details, [b for _, b in broken], "text", positions=[p for p, _ in broken]).batch) or ():
+    for _ in (
+        writer.write(letters("replay", "broken_letter", details, [b for _, b in broken], "text", positions=[p for p, _ in broken]).batch)
+        or ()
+    ):
         pass
     sink.publish(run_id, writer.close())
 
@@ -204,7 +212,9 @@ def _kept_argv(path: str, name: str, run_id: str) -> list[str]:
     registry.pipeline(name)
     kept = FileSystems.join(path, JOBS, f"{run_id}.json")
     if not FileSystems.exists(kept):
-        raise ConfigError(Problem(f"the options of run {run_id} are not kept with the store", kept, "give them as flags to a run of their own"))
+        raise ConfigError(
+            Problem(f"the options of run {run_id} are not kept with the store", kept, "give them as flags to a run of their own")
+        )
     with FileSystems.open(kept) as file:
         return json.loads(file.read())["argv"]
 
