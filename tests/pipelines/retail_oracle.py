@@ -9,13 +9,14 @@ VIEWS = """
 CREATE VIEW products AS FROM '{data}/products.parquet';
 CREATE VIEW demographics AS FROM '{data}/demographics.parquet';
 CREATE VIEW descriptions AS
-    SELECT campaign_id, campaign_type, start_date::DATE AS start_date, end_date::DATE AS end_date FROM '{data}/campaign_descriptions.parquet';
+    SELECT campaign_id, campaign_type, start_date::DATE AS start_date, end_date::DATE AS end_date
+    FROM '{data}/campaign_descriptions.parquet';
 CREATE VIEW targets AS FROM '{data}/campaigns.parquet';
 CREATE VIEW coupons AS FROM '{data}/coupons.parquet';
 CREATE VIEW redemptions AS FROM '{data}/coupon_redemptions.parquet';
 CREATE TABLE lines AS
     SELECT t.household_id, t.basket_id, t.product_id, t.sales_value::DECIMAL(18,2) AS revenue,
-           coalesce(p.department, 'NOT LISTED') AS department, p.product_category, p.product_type, p.brand,
+           coalesce(p.department, 'NOT LISTED') AS department, p.product_category, p.product_type, p.brand, p.package_size,
            (t.transaction_timestamp AT TIME ZONE 'UTC' AT TIME ZONE 'America/New_York') AS local_time,
            local_time::DATE AS day
     FROM '{data}/transactions.parquet' t LEFT JOIN products p USING (product_id);
@@ -31,13 +32,15 @@ TABLES = {
         FROM lines GROUP BY ALL
     """,
     "department_days": """
-        SELECT department, day, sum(revenue)::DECIMAL(18,2) AS revenue, count(DISTINCT basket_id) AS baskets, strftime(day, '%Y-%m') AS month
+        SELECT department, day, sum(revenue)::DECIMAL(18,2) AS revenue, count(DISTINCT basket_id) AS baskets,
+               strftime(day, '%Y-%m') AS month
         FROM lines GROUP BY ALL
     """,
     "department_weeks": """
         WITH extent AS (SELECT min(day) AS first_day, max(day) AS last_day FROM lines),
         weeks AS (
-            SELECT department, date_trunc('week', day)::DATE AS week, sum(revenue)::DECIMAL(18,2) AS revenue, count(DISTINCT basket_id) AS baskets
+            SELECT department, date_trunc('week', day)::DATE AS week, sum(revenue)::DECIMAL(18,2) AS revenue,
+                   count(DISTINCT basket_id) AS baskets
             FROM lines GROUP BY ALL
         ),
         sized AS (
@@ -48,18 +51,18 @@ TABLES = {
         FROM sized w LEFT JOIN sized b ON b.department = w.department AND b.week = w.week - 7
     """,
     "product_sales": """
-        SELECT product_id, department, product_category, product_type, brand, sum(revenue)::DECIMAL(18,2) AS revenue,
+        SELECT product_id, department, product_category, product_type, brand, package_size, sum(revenue)::DECIMAL(18,2) AS revenue,
                count(DISTINCT basket_id) AS baskets, count(DISTINCT household_id) AS households
         FROM lines GROUP BY ALL
     """,
     "top_products": """
         WITH sold AS (
-            SELECT department, product_id, product_category, product_type, brand, sum(revenue)::DECIMAL(18,2) AS revenue,
+            SELECT department, product_id, product_category, product_type, brand, package_size, sum(revenue)::DECIMAL(18,2) AS revenue,
                    count(DISTINCT basket_id) AS baskets
             FROM lines GROUP BY ALL
         )
         SELECT department, (row_number() OVER (PARTITION BY department ORDER BY revenue DESC, product_id))::INTEGER AS place,
-               product_id, product_category, product_type, brand, revenue, baskets
+               product_id, product_category, product_type, brand, package_size, revenue, baskets
         FROM sold QUALIFY place <= {top}
     """,
     "repeat_purchases": """
@@ -75,24 +78,26 @@ TABLES = {
     "campaigns": """
         WITH extent AS (SELECT min(day) AS first_day, max(day) AS last_day FROM lines),
         spans AS (
-            SELECT campaign_id, campaign_type, start_date, end_date, greatest(0, least(end_date, last_day) - start_date + 1)::INTEGER AS days,
-                   start_date - days AS before_start, days >= 14 AND before_start >= first_day AS measured
+            SELECT campaign_id, campaign_type, start_date, end_date, (end_date - start_date + 1)::INTEGER AS length,
+                   greatest(0, least(end_date, last_day) - start_date + 1)::INTEGER AS days,
+                   days >= 14 AND start_date - length >= first_day AS measured
             FROM descriptions, extent
         ),
         covered AS (SELECT DISTINCT campaign_id, product_id FROM coupons),
         households AS (SELECT DISTINCT household_id FROM lines),
         spend AS (
             SELECT campaign_id, household_id,
-                   sum(CASE WHEN day < start_date THEN revenue ELSE 0 END) AS before, sum(CASE WHEN day >= start_date THEN revenue ELSE 0 END) AS during
+                   sum(CASE WHEN day < start_date THEN revenue ELSE 0 END) AS before,
+                   sum(CASE WHEN day >= start_date THEN revenue ELSE 0 END) AS during
             FROM lines JOIN covered USING (product_id) JOIN spans USING (campaign_id)
-            WHERE measured AND day >= before_start AND day < start_date + days GROUP BY ALL
+            WHERE measured AND day BETWEEN start_date - length AND end_date GROUP BY ALL
         ),
         each AS (
             SELECT s.campaign_id, h.household_id, t.household_id IS NOT NULL AS targeted,
-                   coalesce(before, 0)::DOUBLE * 7 / days AS before, coalesce(during, 0)::DOUBLE * 7 / days AS during
+                   coalesce(before, 0)::DOUBLE * 7 / length AS before, coalesce(during, 0)::DOUBLE * 7 / days AS during
             FROM spans s CROSS JOIN households h
-            LEFT JOIN (SELECT DISTINCT campaign_id, household_id FROM targets) t ON t.campaign_id = s.campaign_id AND t.household_id = h.household_id
-            LEFT JOIN spend p ON p.campaign_id = s.campaign_id AND p.household_id = h.household_id
+            LEFT JOIN (SELECT DISTINCT campaign_id, household_id FROM targets) t USING (campaign_id, household_id)
+            LEFT JOIN spend p USING (campaign_id, household_id)
             WHERE measured
         ),
         compared AS (
@@ -108,7 +113,8 @@ TABLES = {
                (SELECT count(DISTINCT product_id) FROM coupons c WHERE c.campaign_id = s.campaign_id) AS products,
                (SELECT count(*) FROM redemptions r WHERE r.campaign_id = s.campaign_id) AS redemptions,
                (SELECT count(DISTINCT household_id) FROM redemptions r WHERE r.campaign_id = s.campaign_id) AS redeemers,
-               s.days, before, during, others_before, others_during, uplift, uplift - 1.96 * error AS uplift_low, uplift + 1.96 * error AS uplift_high
+               s.days, before, during, others_before, others_during, uplift,
+               uplift - 1.96 * error AS uplift_low, uplift + 1.96 * error AS uplift_high
         FROM spans s LEFT JOIN compared USING (campaign_id)
     """,
     "households": """
@@ -138,7 +144,8 @@ TABLES = {
     """,
     "segments": """
         WITH h AS ({households})
-        SELECT segment, count(*) AS households, sum(baskets)::BIGINT AS baskets, sum(revenue)::DECIMAL(18,2) AS revenue FROM h GROUP BY segment
+        SELECT segment, count(*) AS households, sum(baskets)::BIGINT AS baskets, sum(revenue)::DECIMAL(18,2) AS revenue
+        FROM h GROUP BY segment
     """,
 }
 

@@ -85,7 +85,8 @@ def days(points: list[tuple[date, float]], averages: list[tuple[date, float]], t
 
 def _rules(scale: list[float], left: float, right: float, y: Callable[[float], float], words: Callable[[float], str]) -> list[Markup]:
     return [
-        join([element("line", x1=left, x2=right, y1=y(v), y2=y(v), class_="rule"), text(left - 6, y(v) + 4, words(v), "end")]) for v in scale
+        join([element("line", x1=left, x2=right, y1=y(v), y2=y(v), class_="rule"), text(left - 6, y(v) + 4, words(v), "end")])
+        for v in scale
     ]
 
 
@@ -99,10 +100,17 @@ def _peak(points: list[tuple[date, float]], at: Callable[[date, float], tuple[fl
     x, y = at(best, value)
     anchor = "end" if x > width * 0.7 else "start"
     shift = -8 if anchor == "end" else 8
-    return join([element("circle", cx=x, cy=y, r=3.5, class_="dot"), text(x + shift, y - 4, f"{day(best)}: {short_dollars(value)}", anchor, "strong")])
+    return join(
+        [
+            element("circle", cx=x, cy=y, r=3.5, class_="dot"),
+            text(x + shift, y - 4, f"{day(best)}: {short_dollars(value)}", anchor, "strong"),
+        ]
+    )
 
 
-def heat(rows: list[tuple[str, list[Cell]]], columns: list[str], width: int, label: str, *, labels: int = 132, cell_height: int = 22) -> Markup:
+def heat(
+    rows: list[tuple[str, list[Cell]]], columns: list[str], width: int, label: str, *, labels: int = 132, cell_height: int = 22
+) -> Markup:
     """A heat map. On a narrow screen row labels stand above their rows when there are many columns."""
     count = max(len(cells) for _, cells in rows)
     above = width < WIDE and count > 30
@@ -110,7 +118,11 @@ def heat(rows: list[tuple[str, list[Cell]]], columns: list[str], width: int, lab
     size = (width - left) / count
     pitch = cell_height + (16 if above else 2)
     top = 18
-    parts = [text(left + size * i + (size / 2 if count <= 30 else 0), 12, c, "middle" if count <= 30 else "start") for i, c in enumerate(columns) if c]
+    parts = [
+        text(left + size * i + (size / 2 if count <= 30 else 0), 12, c, "middle" if count <= 30 else "start")
+        for i, c in enumerate(columns)
+        if c
+    ]
     for r, (name, cells) in enumerate(rows):
         y = top + r * pitch
         parts.append(text(0, y + 11, name) if above else text(left - 8, y + cell_height / 2 + 4, name, "end"))
@@ -128,10 +140,12 @@ def _cell(cell: Cell, x: float, y: float, width: float, height: float) -> Markup
     box = element("rect", **place, class_="up" if cell.level >= 0 else "down", fill_opacity=0.07 + 0.93 * strength)
     if not cell.text:
         return box
-    return join([box, text(x + (width - gap) / 2, y + height / 2 + 4, cell.text, "middle", "on" if strength > 0.5 else "over")])
+    return join([box, text(x + (width - gap) / 2, y + height / 2 + 4, cell.text, "middle", "on" if strength > 0.66 else "over")])
 
 
-def bars(values: list[tuple[str, list[float]]], tips: list[str], words: Callable[[float], str], width: int, label: str, *, every: int = 1) -> Markup:
+def bars(
+    values: list[tuple[str, list[float]]], tips: list[str], words: Callable[[float], str], width: int, label: str, *, every: int = 1
+) -> Markup:
     """Columns side by side, one or more series each; `every` thins the labels below them."""
     height, left, right, top, bottom = 240, 46, 4, 12, 26
     scale = ticks(0, max(v for _, series in values for v in series), 4)
@@ -165,7 +179,12 @@ def whiskers(rows: list[Interval], words: Callable[[float], str], width: int, la
         return left + (width - left - right) * (value - scale[0]) / (scale[-1] - scale[0])
 
     parts = [
-        join([element("line", x1=x(v), x2=x(v), y1=top - 4, y2=bottom, class_="zero" if v == 0 else "rule"), text(x(v), 12, words(v), "middle")])
+        join(
+            [
+                element("line", x1=x(v), x2=x(v), y1=top - 4, y2=bottom, class_="zero" if v == 0 else "rule"),
+                text(x(v), 12, words(v), "middle"),
+            ]
+        )
         for v in scale
     ]
     for i, row in enumerate(rows):

@@ -6,6 +6,7 @@ from datetime import date
 from typing import Any
 
 MINUS = "\N{MINUS SIGN}"
+NONE = "\N{EN DASH}"
 NARROW_SPACE = "\N{NARROW NO-BREAK SPACE}"
 
 
@@ -33,12 +34,12 @@ def tick_dollars(value: float) -> str:
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    return "–" if share is None else f"{share * 100:.{digits}f}{NARROW_SPACE}%".replace("-", MINUS)
+    return NONE if share is None else f"{share * 100:.{digits}f}{NARROW_SPACE}%".replace("-", MINUS)
 
 
 def change(share: float | None) -> str:
     """A relative change with its sign."""
-    return "–" if share is None else f"{'+' if share >= 0 else MINUS}{abs(share) * 100:.1f}{NARROW_SPACE}%"
+    return NONE if share is None else f"{'+' if share >= 0 else MINUS}{abs(share) * 100:.1f}{NARROW_SPACE}%"
 
 
 def day(value: date, year: bool = False, weekday: bool = False) -> str:

@@ -1,7 +1,7 @@
 """HTML and SVG that cannot be injected into: text is escaped unless it was made here.
 
-    element("td", name, class_="right")     name is escaped, whatever it holds
-    element("tr", element("td", "a"), …)    what `element` made is not escaped again
+element("td", name, class_="right")     name is escaped, whatever it holds
+element("tr", element("td", "a"), …)    what `element` made is not escaped again
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Markup(str):
 
 
 def element(name: str, *children: Any, **attributes: Any) -> Markup:
-    """Makes an element. Children are text, Markup or iterables of them; None is nothing. In attribute names `_` is `-`, and a last one falls off."""
+    """Makes an element of text, Markup or iterables of them; None is nothing. `_` in attribute names is `-`, and falls off at the end."""
     given = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{html.escape(_number(value))}"'
         for key, value in attributes.items()

