@@ -141,7 +141,7 @@ class _FileWriter:
     def abort(self) -> None:
         for file in self.open.values():
             with contextlib.suppress(Exception):
-                file.stream.raw.close()
+                file.stream.discard()
         self.open.clear()
         with contextlib.suppress(Exception):
             self.folder.remove(self.names)
@@ -178,7 +178,7 @@ class _StagedFile:
         try:
             self.encoder = sink.encoder(self.stream, schema)
         except BaseException:
-            self.stream.raw.close()
+            self.stream.discard()
             raise
 
     @property
@@ -235,3 +235,8 @@ class _SummedStream(io.RawIOBase):
 
     def tell(self) -> int:
         return self.written
+
+    def discard(self) -> None:
+        """Gives the file up: what an encoder still writes while it is taken down goes nowhere."""
+        raw, self.raw = self.raw, io.BytesIO()
+        raw.close()
