@@ -73,6 +73,22 @@ def publish(folder: Folder, run_id: str, mode: str, staged: list[Staged], suffix
     return _complete(folder, intent)["intent_id"] == intent["id"]
 
 
+def discard(folder: Folder, run_id: str) -> None:
+    """Removes what a run has staged, unless it has begun to be published: then the next publication completes it."""
+    if not folder.exists(intent_of(run_id)):
+        folder.remove(folder.names(staging_of(run_id)))
+        folder.prune(staging_of(run_id))
+
+
+def retire(folder: Folder, run_id: str, paths: list[str]) -> None:
+    """Takes files, given by full path, out of the table in one step, and removes them."""
+    names = {folder.path(name): name for name in _manifest.live(_manifest.entries(folder))}
+    gone = [names[path] for path in paths if path in names]
+    entry = _manifest.commit(folder, run_id, [], lambda table: [name for name in gone if name in table], staging_of(run_id))
+    folder.remove(entry["remove"])
+    folder.prune(staging_of(run_id))
+
+
 def _plan(folder: Folder, run_id: str, mode: str, staged: list[Staged], suffix: str) -> dict[str, Any]:
     present = set(folder.names(staging_of(run_id)))
     pieces = sorted({s.handle: s for s in staged}.values(), key=lambda s: (s.facts["folder"], s.handle))
