@@ -219,7 +219,8 @@ def test_impossible_partitions_are_refused(tmp_path, options, batch, says):
 
 
 @pytest.mark.parametrize(
-    "options", [{"mode": "replace_partitions"}, {"mode": "overwrite"}, {"partition_by": ("a", "a")}, {"target_file_bytes": 0}, {"path": " "}]
+    "options",
+    [{"mode": "replace_partitions"}, {"mode": "overwrite"}, {"partition_by": ("a", "a")}, {"target_file_bytes": 0}, {"path": " "}],
 )
 def test_impossible_options_are_refused(options):
     with pytest.raises(ConfigError):
@@ -314,6 +315,43 @@ def test_what_dead_bundles_of_the_run_have_staged_is_swept_and_that_of_others_is
     assert sink.publish("other", other)
     assert table(tmp_path) == [("a", 1), ("b", 2)]
     assert_tidy(tmp_path)
+
+
+def test_discard_removes_what_a_run_staged_and_nothing_else(tmp_path):
+    sink = WriteToParquet(str(tmp_path))
+    write(tmp_path, "old", ("a", 1))
+    stage(sink, "r", rows(("dead", 1)))
+    other = stage(sink, "other", rows(("b", 2)))
+    sink.discard("r")
+    assert not (tmp_path / "_staging/r").exists()
+    sink.publish("other", other)
+    sink.discard("other")
+    assert table(tmp_path) == [("a", 1), ("b", 2)]
+    assert_tidy(tmp_path)
+
+
+def test_discard_leaves_a_publication_under_way_to_be_completed(tmp_path):
+    sink = WriteToParquet(str(tmp_path))
+    staged = stage(sink, "r", rows(("a", 1)), rows(("b", 2)))
+    for n in range(1, 100):
+        fail_at(n, tmp_path, lambda: sink.publish("r", staged), Killed(), True)
+        if list(tmp_path.glob("_staging/_intents/r.json")):
+            break
+    sink.discard("r")
+    write(tmp_path, "next", ("c", 3))
+    assert table(tmp_path) == [("a", 1), ("b", 2), ("c", 3)]
+
+
+def test_retired_files_leave_the_table_in_one_step(tmp_path):
+    write(tmp_path, "1", ("a", 1))
+    write(tmp_path, "2", ("b", 2))
+    sink = WriteToParquet(str(tmp_path))
+    first, second = sink.files()
+    for _ in range(2):
+        sink.retire("replayed", [first, str(tmp_path / "not-there.parquet")])
+        assert sink.files() == [second]
+        assert_tidy(tmp_path)
+    assert table(tmp_path) == [("b", 2)]
 
 
 @pytest.mark.parametrize("run", ["2026-11-24T10:00/x", "_hidden", "..", "ü" * 200, "a.intent", "k=v"])
@@ -480,10 +518,8 @@ def test_any_sequence_of_runs_and_deaths_equals_a_simple_model(tmp_path_factory,
         kept = [] if mode == "replace" else [c for c in content if mode == "append" or c[0] not in parts]
         return tuple(sorted([*kept, *new])), done | {run}
 
-    for run, mode, parts, death in [*steps, *[(r, None, None, None) for r in range(4)]]:
-        if mode is None and run not in first:
-            continue
-        mode, parts = first.setdefault(run, (mode, parts))
+    for run, *chosen, death in [*steps, *[(step[0], *step[1:3], None) for step in steps]]:
+        mode, parts = first.setdefault(run, chosen)
         sink = WriteToParquet(str(path), mode=mode, partition_by=("k",))
         staged = stage(sink, f"run{run}", rows(*[(k, 10 * run + i) for i, k in enumerate(sorted(parts))]))
         # the one publication that was under way may be completed first
@@ -689,9 +725,10 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_no_space_left_reaches_the_writer_as_such():
-    stream = _SummedStream(Path("/dev/full").open("wb", buffering=0))
-    with pytest.raises(OSError, match="No space left") as caught, pq.ParquetWriter(stream, rows().schema) as writer:
+    with Path("/dev/full").open("wb", buffering=0) as full, pytest.raises(OSError, match="No space left") as caught:
+        writer = pq.ParquetWriter(_SummedStream(full), rows().schema)
         writer.write_batch(rows(("a", 1)))
+        writer.close()
     assert caught.value.errno == errno.ENOSPC
 
 
@@ -780,4 +817,4 @@ def test_manifest_is_plain_json(tmp_path):
     log = sorted((tmp_path / "_manifest").iterdir())
     assert [p.name for p in log] == ["00000000000000000000.json", "00000000000000000001.json"]
     entry = json.loads(log[1].read_text(encoding="utf-8"))
-    assert set(entry) == {"version", "run_id", "committed_at", "tiebeam", "add", "remove"}
+    assert set(entry) == {"version", "run_id", "intent_id", "committed_at", "tiebeam", "add", "remove"}

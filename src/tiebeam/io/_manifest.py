@@ -89,7 +89,12 @@ def adopt(folder: Folder, extensions: Iterable[str], scratch: str) -> None:
 
 
 def commit(
-    folder: Folder, run_id: str, intent_id: str, add: list[Entry], replaced: Callable[[dict[str, Entry]], list[str]], scratch: str
+    folder: Folder,
+    run_id: str,
+    add: list[Entry],
+    replaced: Callable[[dict[str, Entry]], list[str]],
+    scratch: str,
+    intent_id: str | None = None,
 ) -> Entry:
     """Adds a run to the log and returns its entry, the present one if the run is there already.
 

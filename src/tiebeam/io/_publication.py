@@ -122,7 +122,7 @@ def _complete(folder: Folder, intent: dict[str, Any]) -> Entry:
     if entry is None:
         _move(folder, run_id, [(source, name) for source, name in intent["moves"]])
         replaced = functools.partial(_replaced, intent)
-        entry = _manifest.commit(folder, run_id, intent["id"], intent["add"], replaced, staging_of(run_id))
+        entry = _manifest.commit(folder, run_id, intent["add"], replaced, staging_of(run_id), intent["id"])
     folder.remove(entry["remove"])
     _sweep(folder, run_id)
     return entry
