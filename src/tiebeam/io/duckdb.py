@@ -29,12 +29,12 @@ from apache_beam.transforms.window import TimestampedValue
 from tiebeam.connectors import Sink, Source, Staged
 from tiebeam.dead_letters import Letters, letters_of_rows
 from tiebeam.errors import ConfigError, Problem, TransientError
-from tiebeam.io._column_types import rebuilt
 from tiebeam.io._duckdb import columns_of, connect, first_row, full_name, kind_of, quoted, quoted_table, reaching, transaction
 from tiebeam.io._duckdb_publication import EXTENSIONS, LEDGER, Publication, is_noted, note
 from tiebeam.io._event_time import event_times, where_possible
+from tiebeam.io._typed_files import cast, joined, rebuilt, with_positions
 from tiebeam.options import option
-from tiebeam.rows import MAX_BATCH_ROWS, ROW_POSITION, ROW_TIME, RowBatch, cut, one_batch, timestamp_of, with_column
+from tiebeam.rows import MAX_BATCH_ROWS, ROW_TIME, RowBatch, cut, one_batch, timestamp_of, with_column
 from tiebeam.steps import BatchFn, apply_batches
 
 STALE_SECS = 24 * 3600
@@ -123,9 +123,7 @@ class ReadFromDuckDB(Source):
     def _placed(self, batch: RowBatch) -> RowBatch:
         if _ROWID not in batch.schema.names:
             return batch
-        rowids = batch.column(_ROWID).cast(pa.string())
-        positions = pc.binary_join_element_wise(f"{self.path}#{self.table}", rowids, ":")
-        return with_column(batch.drop_columns([_ROWID]), ROW_POSITION, positions)
+        return with_positions(batch.drop_columns([_ROWID]), joined(f"{self.path}#{self.table}:", batch.column(_ROWID)))
 
     def _timed(self, batch: RowBatch, step: str) -> Iterator[RowBatch | Letters]:
         if self.event_time is None:
@@ -333,7 +331,7 @@ def _storable(batch: RowBatch) -> tuple[RowBatch, pa.Array]:
         kind = rebuilt(field.type, _nearest)
         if kind != field.type:
             given = batch.column(field.name)
-            taken = where_possible(lambda values, kind=kind: values.cast(kind), given)
+            taken = where_possible(lambda values, kind=kind: cast(values, kind), given)
             lost = pc.or_(lost, pc.and_(taken.is_null(), given.is_valid()))
             stored = with_column(stored, field.name, taken)
     return stored, lost
@@ -348,9 +346,8 @@ def _nearest(kind: pa.DataType) -> pa.DataType:
         return pa.string()
     if t.is_binary_view(kind):
         return pa.binary()
-    if isinstance(kind, pa.BaseExtensionType) and kind.extension_name not in EXTENSIONS:
-        return rebuilt(kind.storage_type, _nearest)
-    return kind
+    unknown = isinstance(kind, pa.BaseExtensionType) and kind.extension_name not in EXTENSIONS
+    return _nearest(kind.storage_type) if unknown else kind
 
 
 def _nulls(batch: RowBatch, column: str) -> pa.Array:
