@@ -156,7 +156,7 @@ def _guard(outputs: Any) -> _Unclaimed:
     rejected.element_type = RowBatch
     guard = _StopUnlessClaimedFn()
     step = rejected.producer.parent.full_label.rsplit("/", 1)[-1]
-    rejected | f"{step}: dead letters have a place" >> beam.ParDo(guard)
+    rejected | f"{step}: dead letters have a place" >> beam.ParDo(guard).with_output_types(int)
     return _Unclaimed(rejected, guard)
 
 

@@ -247,10 +247,10 @@ def parse(cls: type, argv: list[str], find: Callable[[str, str], type], known_el
             _read_value(o, o.name, given, values, problems)
     rest: list[str] = []
     unknown = [name for name in given if name not in specs]
-    foreign = {name.replace("-", "_"): name for name in known_elsewhere()} if unknown else {}
+    foreign = known_elsewhere() if unknown else set()
     for name in unknown:
         if name in foreign:
-            rest += _again(foreign[name], given[name])
+            rest += _again(name, given[name])
         else:
             near = difflib.get_close_matches(name, [*specs, *foreign], n=1, cutoff=0.5)
             problems.append(Problem("there is no such option", f"--{name}", f"did you mean --{near[0]}?" if near else "see --help"))
