@@ -182,10 +182,7 @@ def _time_of_text(values: pa.Array, to: pa.DataType, zone: str) -> Cast:
     if kind(to) == "time":
         moments, bad = _arrow(pc.binary_join_element_wise("1970-01-01T", values, ""), pa.timestamp(to.unit))
         return moments.cast(to), bad
-    if kind(to) == "date":
-        made, bad = _arrow(values, to)
-        days = made.cast(pa.date32()).cast(pa.int32())
-    elif to.tz is None:
+    if kind(to) == "date" or to.tz is None:
         made, bad = _arrow(values, to)
         days = made.cast(pa.date32()).cast(pa.int32())
     else:

@@ -17,7 +17,8 @@ from tiebeam.transforms import _types
 from tiebeam.transforms._rules import Mask
 
 _LETTERS = {"yyyy": "%Y", "uuuu": "%Y", "MM": "%m", "M": "%-m", "MMM": "%b", "MMMM": "%B", "dd": "%d", "d": "%-d", "HH": "%H", "H": "%-H"}
-_LETTERS |= {"hh": "%I", "mm": "%M", "ss": "%S", "SSS": "%3f", "SSSSSS": "%6f", "SSSSSSSSS": "%9f", "a": "%p", "EEE": "%a", "XXX": "%:z", "XX": "%z"}
+_LETTERS |= {"hh": "%I", "mm": "%M", "ss": "%S", "SSS": "%3f", "SSSSSS": "%6f", "SSSSSSSSS": "%9f", "a": "%p", "EEE": "%a"}
+_LETTERS |= {"XXX": "%:z", "XX": "%z"}
 _TOKEN = re.compile(r"'(?P<quoted>[^']*)'|(?P<letters>([A-Za-z])\3*)|(?P<other>[^A-Za-z']+)")
 
 
