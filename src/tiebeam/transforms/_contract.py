@@ -98,6 +98,15 @@ class Contract:
         """The contract as YAML; comments are not kept."""
         return yaml.safe_dump(self.document, sort_keys=False, allow_unicode=True)
 
+    def summary(self) -> list[tuple[str, str, str]]:
+        """Name, type and rules of every column, in words."""
+        rows = []
+        for column in self.columns:
+            rules = ["required"] * column.required + [str(rule) for rule in column.rules]
+            rules += [f"unique{' with ' + ', '.join(set(k) - {column.name}) if len(k) > 1 else ''}" for k in self.keys if column.name in k]
+            rows.append((column.name, str(column.type), "; ".join(rules)))
+        return rows
+
     @property
     def schema(self) -> pa.Schema:
         """The columns of the contract, in its order, without the reserved ones that travel beside them."""

@@ -172,4 +172,5 @@ def scalar(value: Any, type: pa.DataType) -> pa.Scalar:
 
 
 def custom(given: dict[str, Any]) -> dict[str, Any]:
-    return {entry.get("property"): entry.get("value") for entry in given.get("customProperties") or [] if isinstance(entry, dict)}
+    entries = given.get("customProperties") or []
+    return {str(entry.get("property")): entry.get("value") for entry in entries if isinstance(entry, dict)}

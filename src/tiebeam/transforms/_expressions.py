@@ -20,7 +20,8 @@ from tiebeam.rows import RowBatch
 from tiebeam.transforms._rules import Mask, mask
 from tiebeam.transforms._types import plain
 
-_SETTINGS: dict[str, Any] = {"threads": 1, "enable_external_access": False, "autoload_known_extensions": False, "autoinstall_known_extensions": False}
+_SETTINGS: dict[str, Any] = {"threads": 1, "enable_external_access": False}
+_SETTINGS |= {"autoload_known_extensions": False, "autoinstall_known_extensions": False}
 _REFUSED = {
     "SUBQUERY": "a subquery sees more than one row",
     "WINDOW": "a window function sees more than one row",
