@@ -33,7 +33,7 @@ from tiebeam.rows import RowBatch, with_column
 from tiebeam.steps import NAMESPACE, ROWS_OUT, BatchFn, apply_batches, count
 
 if TYPE_CHECKING:
-    from tiebeam.connectors import Sink
+    from tiebeam.connectors import Sink, Writer
 
 ALREADY_PUBLISHED = "already_published"
 JOBS = "_jobs"
@@ -226,7 +226,7 @@ class _StageFn(BatchFn):
         super().__init__(step)
         self.sink = sink
         self.run_id = run_id
-        self._writer = None
+        self._writer: Writer | None = None
 
     def start_bundle(self) -> None:
         self.teardown()  # what a failed bundle left open must not become part of this one
@@ -254,7 +254,7 @@ class _StageFn(BatchFn):
         count(self.step, ROWS_OUT, sum(s.rows for s in staged))
         if staged:
             whole = window.GlobalWindow()
-            yield WindowedValue(Staged.pack(staged), whole.max_timestamp(), [whole])
+            yield WindowedValue(Staged.pack(staged), whole.max_timestamp(), (whole,))
 
     def teardown(self) -> None:
         if self._writer is not None:

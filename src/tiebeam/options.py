@@ -159,15 +159,18 @@ def _kind(hint: Any) -> tuple[Any, bool]:
     return typing.get_origin(hint) or hint, optional
 
 
-@typing.dataclass_transform(field_specifiers=(option, role))
 class Declared:
     """Base of every class whose fields are options: a subclass is a dataclass, and its values are checked when it is made."""
 
     keyword_only: typing.ClassVar[bool] = False
 
+    if typing.TYPE_CHECKING:  # typing.dataclass_transform would take every option whose default is positional for required
+
+        def __init__(self, *args: Any, **kwargs: Any): ...
+
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        dataclasses.dataclass(cls, eq=False, repr=False, kw_only=cls.keyword_only)  # type: ignore[call-overload]
+        dataclasses.dataclass(cls, eq=False, repr=False, kw_only=cls.keyword_only)
 
     def __post_init__(self):
         problems = []
@@ -186,7 +189,7 @@ class Declared:
         if problems:
             raise ConfigError(*problems)
 
-    def check(self) -> Iterable[Problem]:
+    def check(self) -> Iterable[Problem | tuple[str, ...]]:
         """Override to report what is wrong between options; nothing outside is reached here."""
         return ()
 

@@ -19,8 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam import coders
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
-
-RowBatch = pa.RecordBatch
+from pyarrow import RecordBatch as RowBatch
 
 ROW_TIME = "row_time"
 ROW_CHANGE = "row_change"

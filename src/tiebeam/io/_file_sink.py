@@ -154,7 +154,7 @@ class _FileWriter:
     def abort(self) -> None:
         for file in self.open.values():
             with contextlib.suppress(Exception):
-                file.stream.raw.close()
+                file.stream.discard()
         self.open.clear()
         with contextlib.suppress(Exception):
             self.folder.remove(self.names)
@@ -191,7 +191,7 @@ class _StagedFile:
         try:
             self.encoder = sink.encoder(self.stream, schema)
         except BaseException:
-            self.stream.raw.close()
+            self.stream.discard()
             raise
 
     @property
@@ -248,3 +248,8 @@ class _SummedStream(io.RawIOBase):
 
     def tell(self) -> int:
         return self.written
+
+    def discard(self) -> None:
+        """Gives the file up: what an encoder still writes while it is taken down goes nowhere."""
+        raw, self.raw = self.raw, io.BytesIO()
+        raw.close()

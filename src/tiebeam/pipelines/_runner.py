@@ -70,7 +70,7 @@ def known_flags() -> set[str]:
     return {name.removeprefix("--") for name in spelt} | FLAGS_OF_JOB_SERVERS
 
 
-def _below(cls: type) -> Iterator[Any]:
+def _below(cls: Any) -> Iterator[Any]:
     for child in cls.__subclasses__():
         yield child
         yield from _below(child)

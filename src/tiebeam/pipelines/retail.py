@@ -12,19 +12,20 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import apache_beam as beam
 
 from tiebeam.connectors import Source
-from tiebeam.io.duckdb import WriteToDuckDB
 from tiebeam.io.jsonl import ReadFromJsonl
-from tiebeam.io.parquet import ReadFromParquet, WriteToParquet
+from tiebeam.io.parquet import ReadFromParquet
 from tiebeam.options import JobOptions, option
-from tiebeam.pipelines import _job, _report, _retail_data, _retail_tables
-from tiebeam.pipelines._retail_tables import AtOnce, Covered, LocalDay, NameDepartment
+from tiebeam.pipelines import _job, _report, _retail_data
+from tiebeam.pipelines import _retail_tables as compute
+from tiebeam.pipelines._account import Outcome
+from tiebeam.pipelines._retail_steps import AtOnce, SpentOnCovered, Store, TellDay
 from tiebeam.transforms.aggregate import Aggregate, Count, Max, Min, Sum
 from tiebeam.transforms.conform import Conform, Contract
+from tiebeam.transforms.lookup import Lookup
 
 CONTRACT = str(Path(__file__).with_name("retail.odcs.yaml"))
 READS = ("Read JSON lines", "Read Parquet")
@@ -44,11 +45,85 @@ class Options(JobOptions):
     def sources(self) -> list[Source]:
         folder = _retail_data.prepare(self.input)
         halves = [ReadFromJsonl(f"{folder}/transactions/*.jsonl"), ReadFromParquet(f"{folder}/transactions/*.parquet")]
-        return halves + [ReadFromParquet(f"{folder}/{name}.parquet") for name in _retail_data.LOOKUPS]
+        return [*halves, *(ReadFromParquet(f"{folder}/{name}.parquet", positions=False) for name in _retail_data.LOOKUPS)]
 
     def files(self) -> list[str]:
         return [CONTRACT]
 
 
 def contract_of(options: Options) -> Contract:
+    """What every purchase is held to."""
     return Contract.load(CONTRACT)
+
+
+def build(p: beam.Pipeline, options: Options) -> None:
+    lines, files, *lookups = options.sources()
+    known = {name: p | f"Read {name}" >> lookup for name, lookup in zip(_retail_data.LOOKUPS, lookups, strict=True)}
+    purchases = (
+        (p | "Read JSON lines" >> lines, p | "Read Parquet" >> files)
+        | "Both halves" >> beam.Flatten()
+        | "Conform" >> Conform(contract_of(options))
+        | "Find department" >> Lookup(known["products"], on="product_id", columns=("department",))
+        | "Tell day" >> TellDay()
+    )
+    tables = sales(purchases, known, options.top) | customers(purchases, known)
+    for name, rows in tables.items():
+        rows | f"Store {name}" >> Store(options.output, options.warehouse, name)
+
+
+def sales(purchases: beam.PCollection, known: dict[str, beam.PCollection], top: int) -> dict[str, beam.PCollection]:
+    """The tables on what was sold."""
+    in_baskets = purchases | "Department baskets" >> Aggregate(by=("department", "day", "month", "basket_id"), revenue=Sum("revenue"))
+    days = in_baskets | "Department days" >> Aggregate(by=("department", "day", "month"), revenue=Sum("revenue"), baskets=Count())
+    pairs = purchases | "Pairs" >> Aggregate(by=("department", "product_id", "household_id"), revenue=Sum("revenue"), times=Count())
+    sold = pairs | "Products" >> Aggregate(
+        by=("department", "product_id"), revenue=Sum("revenue"), baskets=Sum("times"), households=Count()
+    )
+    products = sold | "Describe products" >> Lookup(known["products"], on="product_id", columns=compute.DESCRIBED)
+    return {
+        "department_days": days,
+        "department_weeks": days | "Department weeks" >> AtOnce(compute.weeks),
+        "product_sales": products,
+        "top_products": products | "Top products" >> AtOnce(partial(compute.best_sellers, most=top)),
+        "repeat_purchases": pairs | "Repeat purchases" >> Aggregate(by=("department", "times"), revenue=Sum("revenue"), pairs=Count()),
+    }
+
+
+def customers(purchases: beam.PCollection, known: dict[str, beam.PCollection]) -> dict[str, beam.PCollection]:
+    """The tables on who bought, when, and after which coupons."""
+    basket = ("basket_id", "household_id", "day", "weekday", "hour")
+    baskets = purchases | "Baskets" >> Aggregate(by=basket, revenue=Sum("revenue"), products=Count())
+    span = {"first_day": Min("day"), "last_day": Max("day")}
+    seen = baskets | "Households seen" >> Aggregate(by=("household_id",), revenue=Sum("revenue"), baskets=Count(), **span)
+    households = (seen, known["demographics"]) | "Households" >> AtOnce(compute.scored)
+    covered = (known["coupons"], known["campaign_descriptions"]) | "Covered products" >> AtOnce(compute.covered)
+    matched = purchases | "Match campaigns" >> SpentOnCovered(covered)
+    spent = matched | "Spent per campaign" >> Aggregate(by=("campaign_id", "household_id"), before=Sum("before"), during=Sum("during"))
+    reach = (known[name] for name in ("campaigns", "coupons", "coupon_redemptions"))
+    return {
+        "days": baskets | "Days" >> Aggregate(by=("day",), revenue=Sum("revenue"), baskets=Count()),
+        "hours": baskets | "Hours" >> Aggregate(by=("weekday", "hour"), revenue=Sum("revenue"), baskets=Count()),
+        "basket_sizes": baskets | "Basket sizes" >> Aggregate(by=("products",), revenue=Sum("revenue"), baskets=Count()),
+        "households": households,
+        "segments": households
+        | "Segments" >> Aggregate(by=("segment",), revenue=Sum("revenue"), baskets=Sum("baskets"), households=Count()),
+        "campaigns": (known["campaign_descriptions"], spent, seen, *reach) | "Campaigns" >> AtOnce(compute.effects),
+    }
+
+
+def finish(options: Options, outcome: Outcome) -> None:
+    """Writes the report, unless this run was published before and has one."""
+    if outcome.published or not Path(options.report).exists():
+        places = [("tables", options.output), ("warehouse", options.warehouse), ("rejected", outcome.dead_letters), ("contract", CONTRACT)]
+        rejected = _report.letters(outcome.dead_letters, outcome.run_id)
+        _report.write(options.report, options.warehouse, rejected, outcome, places)
+    outcome.outputs[:] = [options.output, options.warehouse, options.report]
+
+
+def run(argv: list[str] | None = None) -> int:
+    """Runs `retail` from its flags and returns the exit code."""
+    return _job.run("retail", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(run())
