@@ -2,7 +2,8 @@
 
 A pipeline module offers `Options(JobOptions)` and `build(p, options)`. It may offer `finish(options, outcome)`, called
 after a successful run; `ACCEPTS`, the label of the step whose rows count as accepted (without it, those that the sinks
-staged do); `READS`, the labels of the steps whose rows count as read (without it, all sources); and `main(argv, as_json)`, to run as something else than one graph.
+staged do); `READS`, the labels of the steps whose rows count as read (without it, all sources); and `main(argv, as_json)`,
+to run as something else than one graph.
 """
 
 from __future__ import annotations
