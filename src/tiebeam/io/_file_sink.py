@@ -25,7 +25,8 @@ from tiebeam.dead_letters import Letters
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.io._folder import Folder, folder_at
 from tiebeam.io._hive import Partition, by_partition
-from tiebeam.io._publication import STAGED, publish, staging_of
+from tiebeam.io._manifest import committed_files
+from tiebeam.io._publication import STAGED, discard, publish, retire, staging_of
 from tiebeam.io._ranges import Ranges
 from tiebeam.options import option
 from tiebeam.rows import RowBatch
@@ -98,6 +99,18 @@ class FileSink(Sink):
     def publish(self, run_id: str, staged: list[Staged]) -> bool:
         return publish(folder_at(self.path), run_id, self.mode, staged, self.suffix(), (self.extension, *self.also_ours))
 
+    def discard(self, run_id: str) -> None:
+        with contextlib.suppress(Exception):
+            discard(folder_at(self.path), run_id)
+
+    def files(self) -> list[str]:
+        """Paths of the files of the table, none when it was never written."""
+        return committed_files(self.path) or []
+
+    def retire(self, run_id: str, files: list[str]) -> None:
+        """Takes files out of the table, in one step under the name of a run, and removes them; idempotent."""
+        retire(folder_at(self.path), run_id, files)
+
 
 class _FileWriter:
     """Keeps a file open per partition and schema, the least recently used closed first when there are too many."""
@@ -141,7 +154,7 @@ class _FileWriter:
     def abort(self) -> None:
         for file in self.open.values():
             with contextlib.suppress(Exception):
-                file.stream.raw.close()
+                file.stream.discard()
         self.open.clear()
         with contextlib.suppress(Exception):
             self.folder.remove(self.names)
@@ -178,7 +191,7 @@ class _StagedFile:
         try:
             self.encoder = sink.encoder(self.stream, schema)
         except BaseException:
-            self.stream.raw.close()
+            self.stream.discard()
             raise
 
     @property
@@ -235,3 +248,8 @@ class _SummedStream(io.RawIOBase):
 
     def tell(self) -> int:
         return self.written
+
+    def discard(self) -> None:
+        """Gives the file up: what an encoder still writes while it is taken down goes nowhere."""
+        raw, self.raw = self.raw, io.BytesIO()
+        raw.close()

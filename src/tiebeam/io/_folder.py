@@ -56,23 +56,26 @@ class LocalFolder:
     def create(self, name: str, data: bytes, draft: str) -> bool:
         """Creates a file whole, durably, and only if it is not there; `draft` names a file to write first."""
         target, path = Path(self.path(name)), Path(self.path(draft))
-        stream = self.open(draft)
-        try:
-            with stream:
-                stream.write(data)
-                self.seal(stream)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.hardlink_to(path)
-        except FileExistsError:
-            return False
-        except OSError as e:
-            if e.errno not in _NO_LINKS:
-                raise
-            return self._create_without_links(target, data)
-        finally:
-            path.unlink(missing_ok=True)
-        self.sync([name])
-        return True
+        while True:
+            stream = self.open(draft)
+            try:
+                with stream:
+                    stream.write(data)
+                    self.seal(stream)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.hardlink_to(path)
+            except FileExistsError:
+                return False
+            except FileNotFoundError:
+                continue  # another process that publishes the same run has swept the draft
+            except OSError as e:
+                if e.errno not in _NO_LINKS:
+                    raise
+                return self._create_without_links(target, data)
+            finally:
+                path.unlink(missing_ok=True)
+            self.sync([name])
+            return True
 
     def _create_without_links(self, target: Path, data: bytes) -> bool:
         try:
@@ -86,8 +89,10 @@ class LocalFolder:
 
     def sync(self, names: Iterable[str]) -> None:
         """Makes the presence of files durable."""
+        if os.name != "posix":
+            return
         for parent in {os.path.dirname(self.path(name)) for name in names}:  # noqa: PTH120
-            if os.name == "posix":
+            with contextlib.suppress(FileNotFoundError):  # what is gone needs no durability; whoever needs the file will say so
                 handle = os.open(parent, os.O_RDONLY)
                 try:
                     os.fsync(handle)
@@ -159,10 +164,13 @@ class LocalFolder:
     def trouble(self) -> str | None:
         """Says what forbids writing here; None when nothing does. Changes nothing."""
         there = Path(self.root).absolute()
-        while not there.exists() and there != there.parent:
-            there = there.parent
-        if not there.is_dir():
-            return f"{there} is a file, not a folder"
+        try:
+            while not there.exists() and there != there.parent:
+                there = there.parent
+            if not there.is_dir():
+                return f"{there} is a file, not a folder"
+        except PermissionError as e:
+            return f"no permission to reach {e.filename}"
         if not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
             return f"no permission to write in {there}"
         return None

@@ -1,7 +1,7 @@
 """The manifest: a log inside a table's folder that says which files the table consists of.
 
     <path>/_manifest/00000000000000000007.json
-    {"version": 7, "run_id": "2026-11-24", "committed_at": "…", "tiebeam": "0.1.0", "add": [...], "remove": [...]}
+    {"version": 7, "run_id": "2026-11-24", "intent_id": "…", "committed_at": "…", "tiebeam": "0.1.0", "add": [...], "remove": [...]}
 
 Each entry is created once and never changed; the table is what the entries add, less what they remove. Its first entry adopts the
 data files that the folder already held. An added file has `path` (relative), `rows`, `bytes`, `sha256`, `columns` (name to
@@ -85,10 +85,17 @@ def adopt(folder: Folder, extensions: Iterable[str], scratch: str) -> None:
     found = [
         {"path": name, "bytes": size, "partition": partition_of(name)} for name, size in folder.data_files() if ours.fullmatch(name)
     ]
-    _create(folder, 0, None, found, [], scratch)
+    _create(folder, 0, None, None, found, [], scratch)
 
 
-def commit(folder: Folder, run_id: str, add: list[Entry], replaced: Callable[[dict[str, Entry]], list[str]], scratch: str) -> Entry:
+def commit(
+    folder: Folder,
+    run_id: str,
+    add: list[Entry],
+    replaced: Callable[[dict[str, Entry]], list[str]],
+    scratch: str,
+    intent_id: str | None = None,
+) -> Entry:
     """Adds a run to the log and returns its entry, the present one if the run is there already.
 
     `replaced` is given the files of the table as it is just before, and names those that the run replaces.
@@ -97,12 +104,21 @@ def commit(folder: Folder, run_id: str, add: list[Entry], replaced: Callable[[di
         log = entries(folder)
         if run_id in (known := runs(log)):
             return known[run_id]
-        _create(folder, len(log), run_id, add, replaced(live(log)), scratch)
+        _create(folder, len(log), run_id, intent_id, add, replaced(live(log)), scratch)
 
 
-def _create(folder: Folder, version: int, run_id: str | None, add: list[Entry], remove: list[str], scratch: str) -> None:
-    now = datetime.now(UTC).isoformat()
-    entry = {"version": version, "run_id": run_id, "committed_at": now, "tiebeam": __version__, "add": add, "remove": remove}
+def _create(
+    folder: Folder, version: int, run_id: str | None, intent_id: str | None, add: list[Entry], remove: list[str], scratch: str
+) -> None:
+    entry = {
+        "version": version,
+        "run_id": run_id,
+        "intent_id": intent_id,
+        "committed_at": datetime.now(UTC).isoformat(),
+        "tiebeam": __version__,
+        "add": add,
+        "remove": remove,
+    }
     folder.create(_name(version), json.dumps(entry, ensure_ascii=False, indent=1).encode(), draft_in(scratch))
 
 

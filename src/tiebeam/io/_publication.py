@@ -13,15 +13,17 @@ and never again, so no step can meet the file of another run.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import uuid
 from typing import Any
 from urllib.parse import quote
 
 from tiebeam.connectors import Staged
 from tiebeam.io import _manifest
 from tiebeam.io._folder import Folder, draft_in
-from tiebeam.io._manifest import STAGING
+from tiebeam.io._manifest import STAGING, Entry
 
 INTENTS = f"{STAGING}/_intents"
 STAGED = ".staged"
@@ -60,13 +62,31 @@ def publish(folder: Folder, run_id: str, mode: str, staged: list[Staged], suffix
             _sweep(folder, run_id)
             return False
         _manifest.adopt(folder, extensions, staging_of(run_id))
-        intent = _plan(folder, run_id, mode, staged, suffix)
+        try:
+            intent = _plan(folder, run_id, mode, staged, suffix)
+        except LostPiecesError:
+            if run_id in _manifest.runs(_manifest.entries(folder)):
+                continue  # a twin has published this run, and swept what we staged
+            raise
         if folder.create(intent_of(run_id), json.dumps(intent).encode(), draft_in(staging_of(run_id))):
             break
-    # A twin may have published this run between our look at the log and our intent.
-    first = run_id not in _manifest.runs(_manifest.entries(folder))
-    _complete(folder, intent)
-    return first
+    return _complete(folder, intent)["intent_id"] == intent["id"]
+
+
+def discard(folder: Folder, run_id: str) -> None:
+    """Removes what a run has staged, unless it has begun to be published: then the next publication completes it."""
+    if not folder.exists(intent_of(run_id)):
+        folder.remove(folder.names(staging_of(run_id)))
+        folder.prune(staging_of(run_id))
+
+
+def retire(folder: Folder, run_id: str, paths: list[str]) -> None:
+    """Takes files, given by full path, out of the table in one step, and removes them."""
+    names = {folder.path(name): name for name in _manifest.live(_manifest.entries(folder))}
+    gone = [names[path] for path in paths if path in names]
+    entry = _manifest.commit(folder, run_id, [], lambda table: [name for name in gone if name in table], staging_of(run_id))
+    folder.remove(entry["remove"])
+    folder.prune(staging_of(run_id))
 
 
 def _plan(folder: Folder, run_id: str, mode: str, staged: list[Staged], suffix: str) -> dict[str, Any]:
@@ -83,7 +103,7 @@ def _plan(folder: Folder, run_id: str, mode: str, staged: list[Staged], suffix: 
         moves.append((source, name))
         facts = {key: value for key, value in piece.facts.items() if key != "folder"}
         add.append({"path": name, "rows": piece.rows, "bytes": piece.bytes, **facts})
-    return {"run_id": run_id, "mode": mode, "moves": moves, "add": add}
+    return {"id": uuid.uuid4().hex, "run_id": run_id, "mode": mode, "moves": moves, "add": add}
 
 
 def _complete_all(folder: Folder) -> None:
@@ -95,14 +115,17 @@ def _complete_all(folder: Folder) -> None:
         _complete(folder, intent)
 
 
-def _complete(folder: Folder, intent: dict[str, Any]) -> None:
+def _complete(folder: Folder, intent: dict[str, Any]) -> Entry:
+    """Carries out an intent and returns the entry of its run: that of another intent, if a twin published the run before."""
     run_id = intent["run_id"]
     entry = _manifest.runs(_manifest.entries(folder)).get(run_id)
     if entry is None:
         _move(folder, run_id, [(source, name) for source, name in intent["moves"]])
-        entry = _manifest.commit(folder, run_id, intent["add"], lambda table: _replaced(intent, table), staging_of(run_id))
+        replaced = functools.partial(_replaced, intent)
+        entry = _manifest.commit(folder, run_id, intent["add"], replaced, staging_of(run_id), intent["id"])
     folder.remove(entry["remove"])
     _sweep(folder, run_id)
+    return entry
 
 
 def _move(folder: Folder, run_id: str, moves: list[tuple[str, str]]) -> None:
@@ -117,7 +140,7 @@ def _move(folder: Folder, run_id: str, moves: list[tuple[str, str]]) -> None:
         )
 
 
-def _replaced(intent: dict[str, Any], table: dict[str, Any]) -> list[str]:
+def _replaced(intent: dict[str, Any], table: dict[str, Entry]) -> list[str]:
     if intent["mode"] == "append":
         return []
     if intent["mode"] == "replace":

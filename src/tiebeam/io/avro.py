@@ -164,10 +164,16 @@ def _decoded(header: Header, blocks: list[Block], names: list[str], path: str) -
     try:
         if found is None or len(found[0] if found else ()) != rows:
             found = _decoded_records(raw, blocks, [kinds.field(name) for name in names], rows)
-        columns = [cast(cast(column, kinds.field(name).type), meant.field(name).type) for name, column in zip(names, found, strict=True)]
+        columns = [_typed(column, kinds.field(name).type, meant.field(name).type) for name, column in zip(names, found, strict=True)]
     except Exception as e:  # fastavro lets through whatever damaged bytes lead to
         raise BadFileError(f"{path} is damaged between the blocks at bytes {blocks[0].offset} and {blocks[-1].offset}: {e!r}") from e
     return batch_of(columns, [meant.field(name) for name in names], rows)
+
+
+def _typed(column: pa.Array, kind: pa.DataType, meant: pa.DataType) -> pa.Array:
+    if pa.types.is_decimal(kind):
+        column.validate(full=True)  # decoders do not hold decimals to their precision
+    return cast(cast(column, kind), meant)
 
 
 def _decoded_flat(raw: Any, blocks: list[Block], names: list[str]) -> list[pa.Array] | None:
