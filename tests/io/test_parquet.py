@@ -60,6 +60,7 @@ SAME = {
 OTHER = {
     pa.string_view(): (pa.string(), ["a", None]),
     pa.binary_view(): (pa.binary(), [b"a", None]),
+    pa.list_view(pa.int32()): (pa.list_(pa.int32()), [[1], None, [2, 3]]),
     pa.dictionary(pa.int8(), pa.string()): (pa.string(), ["a", None, "b", "a"]),
     pa.dictionary(pa.int32(), pa.int64()): (pa.int64(), [7, None, 7]),
     pa.run_end_encoded(pa.int32(), pa.int64()): (pa.int64(), [7, 7, None]),
