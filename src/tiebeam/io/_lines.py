@@ -216,7 +216,7 @@ class LineSource(FileSource):
         lengths = block.ends - block.starts
         if len(lengths) and lengths.max() > self.max_row_bytes:
             long = np.flatnonzero(lengths > self.max_row_bytes)
-            kept = [block.data[block.starts[i] :][:KEPT_BYTES] for i in long]
+            kept = [block.data[block.starts[i] : min(block.ends[i], block.starts[i] + KEPT_BYTES)] for i in long]
             yield self._too_long(kept, lengths[long].tolist(), block.positions(long), block.path, step)
             block = block.without(long)
         block = self.body(block)
@@ -257,6 +257,7 @@ class LineSource(FileSource):
 
     def _too_long(self, kept: list[bytes], lengths: list[int], positions: Any, path: str | None, step: str) -> Letters:
         details = [f"{n:,} bytes, more than max_row_bytes ({self.max_row_bytes:,}); the first {KEPT_BYTES:,} are kept" for n in lengths]
+        kept = [k.removesuffix(b"\r") if n <= KEPT_BYTES else k for k, n in zip(kept, lengths, strict=True)]
         return letters(step, "too_long", details, kept, self.original_format, source=path, positions=positions)
 
 
@@ -334,15 +335,17 @@ def fill(stream: Any, buffer: bytearray, filled: int, wanted: int) -> tuple[int,
 
 def pass_over(stream: Any, buffer: bytearray, filled: int, position: int) -> Iterator[TooLong]:
     """Reads to the end of a line without keeping it; leaves what follows in the buffer, and returns where that stands."""
-    kept, length = bytes(buffer[:KEPT_BYTES]), filled
+    kept, length = buffer[: min(filled, KEPT_BYTES)], filled
     while True:
         filled, ended, trouble = fill(stream, buffer, 0, BLOCK_BYTES)
         if trouble is not None:
             raise trouble
         at = buffer.find(b"\n", 0, filled)
-        length += at if at >= 0 else filled
+        passed = at if at >= 0 else filled
+        kept += buffer[: min(passed, KEPT_BYTES - len(kept))]
+        length += passed
         if at >= 0 or ended:
-            yield TooLong(position, length, kept)
+            yield TooLong(position, length, bytes(kept))
             rest = buffer[at + 1 : filled] if at >= 0 else b""
             buffer[: len(rest)] = rest
             return position + length + 1, len(rest)
