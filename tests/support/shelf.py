@@ -140,3 +140,12 @@ def on_shelf(path: str | Path) -> list[dict[str, Any]]:
 def staged_on_shelf(path: str | Path) -> list[Path]:
     """What was staged there and is not visible."""
     return sorted(Path(path).glob("_staged/*"))
+
+
+def shelf_table(path: str | Path) -> pa.Table | None:
+    """The visible rows of a shelf as one table, None when there are none."""
+    tables = []
+    for file in sorted(Path(path).glob("*.arrow")):
+        with pa.OSFile(str(file)) as source:
+            tables.append(pa.ipc.open_file(source).read_all())
+    return pa.concat_tables(tables, promote_options="default") if tables else None

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import posixpath
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from tiebeam.dead_letters import Letters, letters
 from tiebeam.errors import BadFileError
-from tiebeam.io._decompressed import Decompressed
+from tiebeam.io._compression import Decompressed
 from tiebeam.io._file_source import BLOCK_BYTES, PART_BYTES, FilePart, FileSource
 from tiebeam.io._listing import COMPRESSED
 from tiebeam.options import option
@@ -46,18 +46,24 @@ class Block:
     offset: int = 0
     names: pa.Array | None = None
     """The positions of the lines, when they are not offsets in a file."""
+    controls: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    """Where control characters stand, line feeds left out."""
 
     @staticmethod
     def of(data: bytes, path: str | None = None, offset: int = 0) -> Block:
-        newlines = where_byte(data, NEWLINE)
+        found = _controls(data)
+        is_newline = np.frombuffer(data, np.uint8)[found] == NEWLINE
+        newlines = found[is_newline]
         ends = newlines if data.endswith(b"\n") else np.append(newlines, len(data))
-        return Block(data, np.concatenate([[0], ends[:-1] + 1]), ends, path, offset)
+        return Block(data, np.concatenate([[0], ends[:-1] + 1]), ends, path, offset, controls=found[~is_newline])
 
     @staticmethod
     def of_originals(originals: list[bytes], positions: list[str | None]) -> Block:
         ends = np.cumsum([len(o) + 1 for o in originals]) - 1
         starts = np.concatenate([[0], ends[:-1] + 1])
-        return Block(b"\n".join(originals) + b"\n", starts, ends, names=pa.array(positions, pa.string()))
+        data = b"\n".join(originals) + b"\n"
+        controls = np.setdiff1d(_controls(data), ends, assume_unique=True)
+        return Block(data, starts, ends, names=pa.array(positions, pa.string()), controls=controls)
 
     @property
     def bytes(self) -> np.ndarray:
@@ -70,7 +76,10 @@ class Block:
     def without(self, lines: np.ndarray) -> Block:
         keep = np.delete(np.arange(len(self.starts)), lines)
         names = self.names.take(pa.array(keep)) if self.names is not None else None
-        return Block(self.data, self.starts[keep], self.ends[keep], self.path, self.offset, names)
+        block = Block(self.data, self.starts[keep], self.ends[keep], self.path, self.offset, names)
+        line = np.minimum(np.searchsorted(block.ends, self.controls), max(len(keep) - 1, 0))
+        block.controls = self.controls[(self.controls >= block.starts[line]) & (self.controls < block.ends[line])] if len(keep) else line
+        return block
 
     def only(self, lines: np.ndarray) -> bytes:
         """The bytes of some lines, in order, with their line ends; copied only where something lies between them."""
@@ -118,10 +127,10 @@ class TooLong:
     kept: bytes
 
 
-def where_byte(data: bytes, value: int) -> np.ndarray:
-    """Where a byte occurs."""
+def _controls(data: bytes) -> np.ndarray:
+    """Where control characters stand: line feeds, and what may be wrong, in one go."""
     view = np.frombuffer(data, np.uint8)
-    found = [np.flatnonzero(view[at : at + _SCAN] == value) + at for at in range(0, len(view), _SCAN)]
+    found = [np.flatnonzero(view[at : at + _SCAN] < 32) + at for at in range(0, len(view), _SCAN)]
     return np.concatenate(found) if found else np.empty(0, np.int64)
 
 
@@ -152,32 +161,32 @@ class LineSource(FileSource):
         return COMPRESSED.get(posixpath.splitext(path.lower())[1], "none") if self.compression == "auto" else self.compression
 
     def read_part(self, part: FilePart) -> Iterator[RowBatch | Letters]:
+        for piece in self.pieces(part):
+            if isinstance(piece, TooLong):
+                yield self._too_long([piece.kept], [piece.length], [f"{part.path}:{piece.offset}"], part.path, self.label)
+            else:
+                yield from self._rows_of(piece, self.label)
+
+    def pieces(self, part: FilePart) -> Iterator[Block | TooLong]:
+        """The lines that start in a part; raises BadFileError where a file breaks off, once the lines before are delivered."""
         kind = self.compression_of(part.path)
         with self.open(part.path) as raw:
             stream = raw if kind == "none" else Decompressed(raw, kind, part.path)
-            for piece in self.blocks(stream, part):
-                if isinstance(piece, TooLong):
-                    yield self._too_long([piece.kept], [piece.length], [f"{part.path}:{piece.offset}"], part.path, self.label)
-                else:
-                    yield from self._rows_of(piece, self.label)
+            yield from self.blocks(stream, part)
 
     def blocks(self, stream: Any, part: FilePart) -> Iterator[Block | TooLong]:
-        """The lines that start in a part; raises BadFileError where a file breaks off, once the lines before are delivered."""
+        """Cuts a stream into lines."""
         return line_blocks(stream, part, self.max_row_bytes)
 
     def decode(self, originals: list[bytes], positions: list[str | None], step: str) -> Iterable[RowBatch | Letters]:
-        for item in self._rows_of(Block.of_originals(originals, positions), step):
-            if isinstance(item, Letters):
-                yield item
-            else:
-                yield from self._dress_by_path(item, positions, step)
-
-    def _dress_by_path(self, rows: RowBatch, positions: list[str | None], step: str) -> Iterator[RowBatch | Letters]:
-        if not self._partitions:
-            yield from self._dress(rows, "", step)
-            return
-        for at, position in enumerate(rows.column(ROW_POSITION).to_pylist() if self.positions else positions):
-            yield from self._dress(rows.slice(at, 1), (position or "").rpartition(":")[0], step)
+        ready = self if self.is_prepared else self.prepared(self.files())
+        by_path: dict[str, list[int]] = {}
+        for number, position in enumerate(positions):
+            by_path.setdefault((position or "").rpartition(":")[0], []).append(number)
+        for path, chosen in by_path.items():
+            block = Block.of_originals([originals[i] for i in chosen], [positions[i] for i in chosen])
+            for item in ready._rows_of(block, step):
+                yield from [item] if isinstance(item, Letters) else ready._dress(item, path, step)
 
     def _rows_of(self, block: Block, step: str) -> Iterator[RowBatch | Letters]:
         lengths = block.ends - block.starts

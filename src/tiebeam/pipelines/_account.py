@@ -72,8 +72,8 @@ def _staging(counts: dict[str, dict[str, int]]) -> set[str]:
     return {step for step in counts if step.startswith(("Write", "Store"))}
 
 
-def account(outcome: Outcome, result: Any, labels: list[str], accepts: str | None) -> None:
-    """Fills an outcome from the runner's committed metrics."""
+def account(outcome: Outcome, result: Any, labels: list[str], accepts: str | None, reads: tuple[str, ...] = ()) -> None:
+    """Fills an outcome from the runner's committed metrics. Without `reads` every step that takes no rows in is a source."""
     counters = result.metrics().query(MetricsFilter().with_namespace(steps.NAMESPACE))["counters"]
     counts: dict[str, dict[str, dict[str, int]]] = {}
     for c in counters:
@@ -84,7 +84,8 @@ def account(outcome: Outcome, result: Any, labels: list[str], accepts: str | Non
             outcome.counts[label] = _merged(list(counts[label].values()))
     letters = outcome.counts.get("Keep dead letters", {})
     outcome.rejected = letters.get("rows_in", 0)
-    sources = [c for label, c in outcome.counts.items() if "rows_in" not in c and not label.startswith("Publish")]
+    first = [label for label, c in outcome.counts.items() if "rows_in" not in c and not label.startswith("Publish")]
+    sources = [outcome.counts[label] for label in (reads or first) if label in outcome.counts]
     outcome.read = sum(c.get("rows_out", 0) + c.get("rows_rejected", 0) for c in sources)
     sinks = [label for label in outcome.counts if any(step.endswith("/Stage") for step in counts[label])]
     outcome.accepted = sum(outcome.counts.get(label, {}).get("rows_out", 0) for label in ([accepts] if accepts else sinks))

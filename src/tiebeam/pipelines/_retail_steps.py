@@ -14,17 +14,18 @@ from apache_beam import pvalue
 from tiebeam.io.duckdb import WriteToDuckDB
 from tiebeam.io.parquet import WriteToParquet
 from tiebeam.pipelines._retail_data import TIME_ZONE
-from tiebeam.rows import RowBatch, batches
+from tiebeam.rows import RowBatch, batches, with_column
 from tiebeam.steps import ROWS_IN, BatchFn, apply_batches, count
+from tiebeam.transforms.lookup import Lookup
 
 NOT_LISTED = "NOT LISTED"
 _PARTITIONS = {"department_days": ("month",)}
 
 
 class TellDay(beam.PTransform):
-    """Tells when and where in the shop each purchase was made, and keeps the columns that are used from here on.
+    """Tells the day and the hour of each purchase, and keeps the columns that are used from here on.
 
-    Out: household_id, basket_id, product_id, department, day, month, weekday (1 is Monday), hour, revenue.
+    Out: household_id, basket_id, product_id, day, weekday (1 is Monday), hour, revenue.
     Time: day, weekday and hour are those of the shops' own time zone.
     """
 
@@ -35,17 +36,42 @@ class TellDay(beam.PTransform):
 class _TellDayFn(BatchFn):
     def apply(self, batch: RowBatch) -> Iterator[RowBatch]:
         local = pc.local_timestamp(batch["transaction_timestamp"].cast(pa.timestamp("us", tz=TIME_ZONE)))
-        yield RowBatch.from_pydict(
-            {
-                **{name: batch[name] for name in ("household_id", "basket_id", "product_id")},
-                "department": pc.fill_null(batch["department"], NOT_LISTED),
-                "day": local.cast(pa.date32()),
-                "month": pc.strftime(pc.floor_temporal(local, unit="month"), format="%Y-%m"),
-                "weekday": pc.day_of_week(local, count_from_zero=False).cast(pa.int8()),
-                "hour": pc.hour(local).cast(pa.int8()),
-                "revenue": batch["sales_value"],
-            }
-        )
+        told = {
+            "day": local.cast(pa.date32()),
+            "weekday": pc.day_of_week(local, count_from_zero=False).cast(pa.int8()),
+            "hour": pc.hour(local).cast(pa.int8()),
+            "revenue": batch["sales_value"],
+        }
+        yield RowBatch.from_pydict({name: batch[name] for name in ("household_id", "basket_id", "product_id")} | told)
+
+
+class TellMonth(beam.PTransform):
+    """Adds the month of a day, as `2017-03`: Parquet files are kept in a folder per month."""
+
+    def expand(self, rows: beam.PCollection) -> beam.PCollection:
+        return apply_batches(rows, "Tell", _TellMonthFn(self.label))
+
+
+class _TellMonthFn(BatchFn):
+    def apply(self, batch: RowBatch) -> Iterator[RowBatch]:
+        yield with_column(batch, "month", pc.strftime(batch["day"].cast(pa.timestamp("s")), format="%Y-%m"))
+
+
+class DescribeProducts(beam.PTransform):
+    """Adds columns of the table of products; a product that is not in it is in the department NOT LISTED."""
+
+    def __init__(self, products: beam.PCollection, *columns: str):
+        super().__init__()
+        self.products, self.columns = products, columns
+
+    def expand(self, rows: beam.PCollection) -> beam.PCollection:
+        described = rows | "Look up" >> Lookup(self.products, on="product_id", columns=self.columns)
+        return apply_batches(described, "Not listed", _NotListedFn(self.label))
+
+
+class _NotListedFn(BatchFn):
+    def apply(self, batch: RowBatch) -> Iterator[RowBatch]:
+        yield with_column(batch, "department", pc.fill_null(batch["department"], NOT_LISTED))
 
 
 class SpentOnCovered(beam.PTransform):

@@ -22,10 +22,9 @@ from tiebeam.options import JobOptions, option
 from tiebeam.pipelines import _job, _report, _retail_data
 from tiebeam.pipelines import _retail_tables as compute
 from tiebeam.pipelines._account import Outcome
-from tiebeam.pipelines._retail_steps import AtOnce, SpentOnCovered, Store, TellDay
+from tiebeam.pipelines._retail_steps import AtOnce, DescribeProducts, SpentOnCovered, Store, TellDay, TellMonth
 from tiebeam.transforms.aggregate import Aggregate, Count, Max, Min, Sum
 from tiebeam.transforms.conform import Conform, Contract
-from tiebeam.transforms.lookup import Lookup
 
 CONTRACT = str(Path(__file__).with_name("retail.odcs.yaml"))
 READS = ("Read JSON lines", "Read Parquet")
@@ -63,7 +62,6 @@ def build(p: beam.Pipeline, options: Options) -> None:
         (p | "Read JSON lines" >> lines, p | "Read Parquet" >> files)
         | "Both halves" >> beam.Flatten()
         | "Conform" >> Conform(contract_of(options))
-        | "Find department" >> Lookup(known["products"], on="product_id", columns=("department",))
         | "Tell day" >> TellDay()
     )
     tables = sales(purchases, known, options.top) | customers(purchases, known)
@@ -73,19 +71,25 @@ def build(p: beam.Pipeline, options: Options) -> None:
 
 def sales(purchases: beam.PCollection, known: dict[str, beam.PCollection], top: int) -> dict[str, beam.PCollection]:
     """The tables on what was sold."""
-    in_baskets = purchases | "Department baskets" >> Aggregate(by=("department", "day", "month", "basket_id"), revenue=Sum("revenue"))
-    days = in_baskets | "Department days" >> Aggregate(by=("department", "day", "month"), revenue=Sum("revenue"), baskets=Count())
-    pairs = purchases | "Pairs" >> Aggregate(by=("department", "product_id", "household_id"), revenue=Sum("revenue"), times=Count())
-    sold = pairs | "Products" >> Aggregate(
-        by=("department", "product_id"), revenue=Sum("revenue"), baskets=Sum("times"), households=Count()
+    products = known["products"]
+    in_departments = purchases | "Find departments" >> DescribeProducts(products, "department")
+    in_baskets = in_departments | "Department baskets" >> Aggregate(by=("department", "day", "basket_id"), revenue=Sum("revenue"))
+    days = (
+        in_baskets
+        | "Department days" >> Aggregate(by=("department", "day"), revenue=Sum("revenue"), baskets=Count())
+        | "Tell month" >> TellMonth()
     )
-    products = sold | "Describe products" >> Lookup(known["products"], on="product_id", columns=compute.DESCRIBED)
+    pairs = purchases | "Pairs" >> Aggregate(by=("product_id", "household_id"), revenue=Sum("revenue"), times=Count())
+    sold = pairs | "Products" >> Aggregate(by=("product_id",), revenue=Sum("revenue"), baskets=Sum("times"), households=Count())
+    described = sold | "Describe products" >> DescribeProducts(products, "department", *compute.DESCRIBED)
+    repeats = pairs | "Product repeats" >> Aggregate(by=("product_id", "times"), revenue=Sum("revenue"), pairs=Count())
+    repeats_in = repeats | "Departments of repeats" >> DescribeProducts(products, "department")
     return {
         "department_days": days,
         "department_weeks": days | "Department weeks" >> AtOnce(compute.weeks),
-        "product_sales": products,
-        "top_products": products | "Top products" >> AtOnce(partial(compute.best_sellers, most=top)),
-        "repeat_purchases": pairs | "Repeat purchases" >> Aggregate(by=("department", "times"), revenue=Sum("revenue"), pairs=Count()),
+        "product_sales": described,
+        "top_products": described | "Top products" >> AtOnce(partial(compute.best_sellers, most=top)),
+        "repeat_purchases": repeats_in | "Repeats" >> Aggregate(by=("department", "times"), revenue=Sum("revenue"), pairs=Sum("pairs")),
     }
 
 
