@@ -5,6 +5,7 @@ This decides what `tiebeam.rows.RowBatchCoder` does: docs/decisions/0003-row-bat
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -101,13 +102,12 @@ def bench(sizes: list[int], times: int, save: bool) -> None:
                 say(f"coder: {shape}, {mode}, {codec}")
                 cost = measure(python("benchmarks.coder", codec, mode, shape, path), times)
                 base = base or cost.secs
-                figures = [f"{cost.secs:.2f}", f"{cost.secs / base:.2f}", f"{cost.cpu_secs:.2f}", f"{sizes_mb[codec]:.1f}", f"{cost.peak_mb:.0f}"]
-                rows.append([f"{shape}, {mode}, {codec}", *figures])
+                seconds = [f"{figure:.2f}" for figure in (cost.secs, cost.secs / base, cost.cpu_secs)]
+                rows.append([f"{shape}, {mode}, {codec}", *seconds, f"{sizes_mb[codec]:.1f}", f"{cost.peak_mb:.0f}"])
     title = f"Batches through one GroupByKey, {path.stat().st_size // events.LINE_BYTES:,} events"
     show(title, ["", "seconds", "of none's", "CPU seconds", "MB a batch", "peak MB"], rows, "coder" if save else None)
 
 
 if __name__ == "__main__":
-    from benchmarks import coder  # not this module as __main__: workers must be able to import the coder
-
-    coder.shuffle(*sys.argv[1:])
+    # not as __main__: workers must be able to import the coder
+    importlib.import_module("benchmarks.coder").shuffle(*sys.argv[1:])

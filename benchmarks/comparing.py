@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 
 from benchmarks import events
@@ -61,8 +61,8 @@ def same(expected: str, given: str, who: str) -> None:
 
 def table(title: str, costs: dict[str, Cost], size_bytes: int, save_as: str | None) -> None:
     base = costs["tiebeam"].secs
-    rows = [
-        [name.replace("_", " "), f"{c.secs:.2f}", f"{c.secs / base:.2f}", f"{c.cpu_secs:.2f}", f"{size_bytes / 1e6 / c.secs:.0f}", f"{c.peak_mb:.0f}"]
-        for name, c in costs.items()
-    ]
+    rows = []
+    for name, cost in costs.items():
+        seconds = [f"{figure:.2f}" for figure in (cost.secs, cost.secs / base, cost.cpu_secs)]
+        rows.append([name.replace("_", " "), *seconds, f"{size_bytes / 1e6 / cost.secs:.0f}", f"{cost.peak_mb:.0f}"])
     show(title, ["", "seconds", "of tiebeam's", "CPU seconds", "MB/s", "peak MB"], rows, save_as)

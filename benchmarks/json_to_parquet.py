@@ -9,8 +9,8 @@ from benchmarks import comparing, events
 
 MOST_FOR_BEAM = 1_000_000
 
-TYPES = {"id": "BIGINT", "ts": "VARCHAR", "user": "VARCHAR", "amount": "DOUBLE", "note": "VARCHAR", "category": "VARCHAR", "kind": "VARCHAR"}
-TYPES["pad"] = "VARCHAR"
+TYPES = {"id": "BIGINT", "ts": "VARCHAR", "user": "VARCHAR", "amount": "DOUBLE"}
+TYPES |= dict.fromkeys(("note", "category", "kind", "pad"), "VARCHAR")
 
 
 def tiebeam(source: str, target: str) -> None:

@@ -13,7 +13,7 @@ def bench(sizes: list[int], times: int, save: bool) -> None:
     source = comparing.events_file(EVENTS)
     target = WORK / "startup"
     comparing.empty(target)
-    flags = ["--source=jsonl", f"--source_path={source}", "--sink=parquet", f"--sink_path={target}/out", f"--dead_letters={target}/rejected"]
+    flags = ["--source=jsonl", f"--source_path={source}", "--sink=parquet", f"--sink_path={target}/out"]
     commands = {"python -c pass": ["-c", "pass"], "tiebeam list": ["-m", "tiebeam", "list"]}
     commands["tiebeam describe ingest"] = ["-m", "tiebeam", "describe", "ingest"]
     commands["tiebeam plan ingest"] = ["-m", "tiebeam", "plan", "ingest", *flags]
