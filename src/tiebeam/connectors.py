@@ -140,3 +140,6 @@ class Sink(Declared, beam.PTransform):
         Called once all rows of the run are staged, and perhaps again with the same arguments.
         """
         raise NotImplementedError
+
+    def discard(self, run_id: str) -> None:
+        """Removes what the run staged and did not begin to publish; never raises."""

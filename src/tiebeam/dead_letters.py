@@ -10,7 +10,6 @@ stops the pipeline with `NowhereToGoError`: dead letters are never dropped.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -128,40 +127,53 @@ class _StopUnlessClaimedFn(beam.DoFn):
             )
 
 
-@dataclass
+@dataclass(eq=False)
 class _Unclaimed:
     letters: beam.PCollection
     guard: _StopUnlessClaimedFn
 
 
-_unclaimed: weakref.WeakKeyDictionary[beam.Pipeline, list[_Unclaimed]] = weakref.WeakKeyDictionary()
+def _waiting(pipeline: beam.Pipeline) -> list[_Unclaimed]:
+    # On the pipeline itself: a weak dictionary would never let go, as its values lead back to its keys.
+    return vars(pipeline).setdefault("_tiebeam_dead_letters", [])
 
 
 def route(outputs: Any) -> beam.PCollection:
     """Takes the outputs of a step (`rows` and `rejected`), keeps the rejected for whoever claims them, returns the rows."""
+    guarded = _guard(outputs)
+    _waiting(guarded.letters.pipeline).append(guarded)
+    return outputs.rows
+
+
+def route_nowhere(outputs: Any) -> beam.PCollection:
+    """Takes the outputs of a step behind which nothing can keep dead letters: its first one stops the pipeline."""
+    _guard(outputs)
+    return outputs.rows
+
+
+def _guard(outputs: Any) -> _Unclaimed:
     rejected = outputs[REJECTED]
     rejected.element_type = RowBatch
     guard = _StopUnlessClaimedFn()
-    producer = rejected.producer.full_label.rsplit("/", 1)[-1]
-    rejected | f"{producer} dead letters have a place" >> beam.ParDo(guard)
-    _unclaimed.setdefault(rejected.pipeline, []).append(_Unclaimed(rejected, guard))
-    return outputs.rows
+    step = rejected.producer.parent.full_label.rsplit("/", 1)[-1]
+    rejected | f"{step}: dead letters have a place" >> beam.ParDo(guard).with_output_types(int)
+    return _Unclaimed(rejected, guard)
 
 
 def claim(pipeline: beam.Pipeline, upstream_of: beam.PCollection | None = None) -> list[beam.PCollection]:
     """Takes over the dead letters nobody has claimed yet: of the whole pipeline, or of the steps upstream of a PCollection."""
-    waiting = _unclaimed.get(pipeline, [])
+    waiting = _waiting(pipeline)
     reach = None if upstream_of is None else _producers(upstream_of)
     taken = [u for u in waiting if reach is None or u.letters.producer in reach]
-    _unclaimed[pipeline] = [u for u in waiting if u not in taken]
     for u in taken:
+        waiting.remove(u)
         u.guard.claimed = True
     return [u.letters for u in taken]
 
 
 def unclaimed(pipeline: beam.Pipeline) -> list[beam.PCollection]:
     """The dead letters of a pipeline that nobody has claimed yet."""
-    return [u.letters for u in _unclaimed.get(pipeline, [])]
+    return [u.letters for u in _waiting(pipeline)]
 
 
 def _producers(pcoll: beam.PCollection) -> set[Any]:
@@ -172,7 +184,8 @@ def _producers(pcoll: beam.PCollection) -> set[Any]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        front.append(node.parent)
+        if node.parent is not None and node.parent.outputs:  # finished, so it counts as a whole; not so what is still being built
+            front.append(node.parent)
         front.extend(node.parts)
         inputs = list(node.inputs) + [side.pvalue for side in node.side_inputs]
         front.extend(i.producer for i in inputs if isinstance(i, beam.PCollection))

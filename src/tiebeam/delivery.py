@@ -12,6 +12,7 @@ Without a `Delivery` a sink is a delivery of its own: it keeps the dead letters 
 
 from __future__ import annotations
 
+import json
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -19,17 +20,24 @@ from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 import pyarrow as pa
+import pyarrow.compute as pc
 from apache_beam import pvalue
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.metrics import Metrics
 from apache_beam.transforms import window
 from apache_beam.utils.windowed_value import WindowedValue
 
 from tiebeam import __version__, dead_letters, registry
 from tiebeam.errors import ConfigError, Problem, TooManyRejectedError
 from tiebeam.rows import RowBatch, with_column
-from tiebeam.steps import ROWS_OUT, BatchFn, apply_batches, count
+from tiebeam.steps import NAMESPACE, ROWS_OUT, BatchFn, apply_batches, count
 
 if TYPE_CHECKING:
-    from tiebeam.connectors import Sink
+    from tiebeam.connectors import Sink, Writer
+
+ALREADY_PUBLISHED = "already_published"
+JOBS = "_jobs"
+PARKED = "parked"
 
 _open: weakref.WeakKeyDictionary[beam.Pipeline, Delivery] = weakref.WeakKeyDictionary()
 
@@ -37,36 +45,71 @@ _open: weakref.WeakKeyDictionary[beam.Pipeline, Delivery] = weakref.WeakKeyDicti
 class Delivery:
     """Publishes everything a pipeline writes together, at its end, and keeps its dead letters.
 
-    `dead_letters` is a path (newline-delimited JSON) or any sink. A run whose share of rejected rows is above
-    `max_rejected_ratio` publishes its dead letters and nothing else, and fails with TooManyRejectedError.
-    `prior_attempts` gives, by row position, how often a row was refused before (a replay knows).
+    `dead_letters` is a path (newline-delimited JSON) or any sink, by default a folder beside the first sink's output.
+    A run whose share of rejected rows is above `max_rejected_ratio` publishes its dead letters and nothing else, and
+    fails with TooManyRejectedError. `prior_attempts` gives, by row position, how often a row was refused before (a
+    replay knows); a row refused more than `max_attempts` times is parked, in a folder within the store.
     """
 
     def __init__(
         self,
         pipeline: beam.Pipeline,
-        dead_letters: str | Sink,
+        dead_letters: str | Sink | None = None,
         *,
         run_id: str | None = None,
         max_rejected_ratio: float = 1.0,
+        max_attempts: int = 3,
         name: str = "",
         prior_attempts: dict[str, int] | None = None,
     ):
         self.pipeline = pipeline
-        self.store = keep_at(dead_letters) if isinstance(dead_letters, str) else dead_letters
+        self._store = dead_letters
         self.run_id = run_id or uuid.uuid4().hex
         self.max_rejected_ratio = max_rejected_ratio
+        self.max_attempts = max_attempts
         self.stamp = _StampFn("Keep dead letters", name, self.run_id, prior_attempts or {})
         self.sinks: dict[str, tuple[str, Sink, beam.PCollection]] = {}
         self.read: list[beam.PCollection] = []
 
+    @property
+    def store(self) -> Sink:
+        """The sink of the dead letters."""
+        if self._store is None:
+            if not self.sinks:
+                raise ConfigError(Problem("a pipeline without a sink needs a place for dead letters", "dead_letters", "name a folder"))
+            self._store = beside(next(iter(self.sinks)))
+        if isinstance(self._store, str):
+            self._store = keep_at(self._store)
+        return self._store
+
+    def store_location(self) -> str:
+        return self.store.location()
+
+    def keep_job(self, job: dict[str, Any]) -> None:
+        """Keeps with the store what a replay needs to build the same job again."""
+        folder = FileSystems.join(self.store_location(), JOBS)
+        if not FileSystems.exists(folder):
+            FileSystems.mkdirs(folder)
+        with FileSystems.create(FileSystems.join(folder, f"{self.run_id}.json")) as file:
+            file.write(json.dumps(job, indent=2).encode())
+
+    def discard(self) -> None:
+        """Removes what this run staged, after it failed."""
+        for sink in [self.store, *(sink for _, sink, _ in self.sinks.values())]:
+            sink.discard(self.run_id)
+
     def __enter__(self) -> Delivery:
+        if self.pipeline in _open:
+            raise ConfigError(Problem("this pipeline is inside a Delivery already", "Delivery", "write every sink inside the first one"))
         _open[self.pipeline] = self
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         del _open[self.pipeline]
         if kind is None:
+            if self.store_location() in self.sinks:
+                what = f"rows and dead letters both go to {self.store_location()}"
+                raise ConfigError(Problem(what, "dead_letters", "name another place"))
             gate = _keep(self, dead_letters.claim(self.pipeline))
             for label, sink, staged in self.sinks.values():
                 _publish(self.pipeline, f"Publish {label}", sink, self.run_id, staged, gate)
@@ -96,23 +139,23 @@ def note_source(pipeline: beam.Pipeline, label: str, read: Callable[[], beam.PCo
 def deliver(sink: Sink, rows: beam.PCollection) -> beam.PCollection:
     """Stages rows, and has them published: by the open `Delivery` of the pipeline, or else by themselves."""
     delivery = _open.get(rows.pipeline)
-    label = sink.label
+    label = rows.pipeline.transforms_stack[-1].full_label.replace("/", " ")  # a sink's own label is unique in its composite only
     if delivery is None:
         delivery = Delivery(rows.pipeline, beside(sink.location()))
-        staged = _stage(sink, rows, delivery.run_id)
+        staged = _stage(sink, rows, label, delivery.run_id)
         gate = _keep(delivery, dead_letters.claim(rows.pipeline, upstream_of=staged), f"dead letters of {label}")
         _publish(rows.pipeline, f"Publish {label}", sink, delivery.run_id, staged, gate)
         return staged
     if sink.location() in delivery.sinks:
         raise ConfigError(Problem(f"two sinks write to {sink.location()}", label, "flatten their rows into one sink"))
-    staged = _stage(sink, rows, delivery.run_id)
+    staged = _stage(sink, rows, label, delivery.run_id)
     delivery.sinks[sink.location()] = (label, sink, staged)
     return staged
 
 
-def _stage(sink: Sink, rows: beam.PCollection, run_id: str) -> beam.PCollection:
+def _stage(sink: Sink, rows: beam.PCollection, label: str, run_id: str) -> beam.PCollection:
     everything = rows | "Whole run" >> beam.WindowInto(window.GlobalWindows())
-    return apply_batches(everything, "Stage", _StageFn(sink.label, sink, run_id))
+    return apply_batches(everything, "Stage", _StageFn(label, sink, run_id))
 
 
 def _keep(delivery: Delivery, rejected: list[beam.PCollection], label: str = "dead letters") -> beam.PCollection:
@@ -122,14 +165,42 @@ def _keep(delivery: Delivery, rejected: list[beam.PCollection], label: str = "de
     letters = whole | f"All {label}" >> beam.Flatten(pipeline=p)
     letters.element_type = RowBatch
     stamped = letters | f"Keep {label}" >> beam.ParDo(delivery.stamp).with_output_types(RowBatch)
-    staged = stamped | f"Stage {label}" >> beam.ParDo(_StageFn("Keep dead letters", delivery.store, delivery.run_id)).with_output_types(RowBatch)
-    kept = _publish(p, f"Publish {label}", delivery.store, delivery.run_id, staged, None)
+    kept = _store(p, label, delivery.store, delivery.run_id, stamped | f"Live {label}" >> _Attempts(most=delivery.max_attempts))
+    if delivery.stamp.prior_attempts:
+        parked = keep_at(FileSystems.join(delivery.store_location(), PARKED))
+        beyond = stamped | f"Parked {label}" >> _Attempts(least=delivery.max_attempts + 1)
+        kept = (kept, _store(p, f"parked {label}", parked, delivery.run_id, beyond)) | f"Kept {label}" >> beam.Flatten()
     if delivery.max_rejected_ratio >= 1:
         return kept
+    if not delivery.read:
+        fix = "read with a tiebeam source inside the Delivery"
+        raise ConfigError(Problem("no source says how many rows were read, so no share can be judged", "max_rejected_ratio", fix))
     read = delivery.read | "Rows read" >> beam.Flatten(pipeline=p) | "Count rows read" >> _CountRows()
     refused = letters | "Count rows rejected" >> _CountRows()
     judge = beam.Map(_judge, pvalue.AsSingleton(refused), pvalue.AsSingleton(read), delivery.max_rejected_ratio)
     return kept | "Judge the share rejected" >> judge.with_output_types(int)
+
+
+def _store(p: beam.Pipeline, label: str, store: Sink, run_id: str, letters: beam.PCollection) -> beam.PCollection:
+    stage = beam.ParDo(_StageFn(f"Stage {label}", store, run_id)).with_output_types(RowBatch)
+    staged = dead_letters.route_nowhere(letters | f"Stage {label}" >> stage.with_outputs(dead_letters.REJECTED, main="rows"))
+    return _publish(p, f"Publish {label}", store, run_id, staged, None)
+
+
+class _Attempts(beam.PTransform):
+    """Keeps the dead letters tried at least and at most so often."""
+
+    def __init__(self, least: int = 0, most: int = 2**31 - 1):
+        super().__init__()
+        self.least, self.most = least, most
+
+    def expand(self, letters: beam.PCollection) -> beam.PCollection:
+        def within(batch, least=self.least, most=self.most):
+            attempt = batch.column("attempt")
+            kept = batch.filter(pc.and_(pc.greater_equal(attempt, least), pc.less_equal(attempt, most)))
+            return [kept] if kept.num_rows else []
+
+        return letters | beam.FlatMap(within).with_output_types(RowBatch)
 
 
 def _judge(kept: int, refused: int, read: int, allowed: float) -> int:
@@ -155,7 +226,10 @@ class _StageFn(BatchFn):
         super().__init__(step)
         self.sink = sink
         self.run_id = run_id
-        self._writer = None
+        self._writer: Writer | None = None
+
+    def start_bundle(self) -> None:
+        self.teardown()  # what a failed bundle left open must not become part of this one
 
     def apply(self, batch: RowBatch) -> Iterable[dead_letters.Letters]:
         if self._writer is None:
@@ -169,14 +243,18 @@ class _StageFn(BatchFn):
     def finish_bundle(self) -> Iterator[WindowedValue]:
         if self._writer is None:
             return
-        writer, self._writer = self._writer, None
         from tiebeam.connectors import Staged
 
-        staged = writer.close()
+        try:
+            staged = self._writer.close()
+        except BaseException:
+            self.teardown()
+            raise
+        self._writer = None
         count(self.step, ROWS_OUT, sum(s.rows for s in staged))
         if staged:
             whole = window.GlobalWindow()
-            yield WindowedValue(Staged.pack(staged), whole.max_timestamp(), [whole])
+            yield WindowedValue(Staged.pack(staged), whole.max_timestamp(), (whole,))
 
     def teardown(self) -> None:
         if self._writer is not None:
@@ -184,7 +262,9 @@ class _StageFn(BatchFn):
             self._writer = None
 
 
-def _publish(p: beam.Pipeline, label: str, sink: Sink, run_id: str, staged: beam.PCollection, gate: beam.PCollection | None) -> beam.PCollection:
+def _publish(
+    p: beam.Pipeline, label: str, sink: Sink, run_id: str, staged: beam.PCollection, gate: beam.PCollection | None
+) -> beam.PCollection:
     begin = p | f"{label}: begin" >> beam.Create([0])
     waits = [pvalue.AsIter(gate)] if gate is not None else []
     return begin | label >> beam.ParDo(_PublishFn(sink, run_id), pvalue.AsIter(staged), *waits).with_output_types(int)
@@ -202,8 +282,8 @@ class _PublishFn(beam.DoFn):
 
         list(gate)
         pieces = Staged.unpack(staged)
-        if pieces or self.sink.mode == "replace":
-            self.sink.publish(self.run_id, pieces)
+        if (pieces or self.sink.mode == "replace") and not self.sink.publish(self.run_id, pieces):
+            Metrics.counter(NAMESPACE, ALREADY_PUBLISHED).inc()
         yield sum(s.rows for s in pieces)
 
 

@@ -51,3 +51,7 @@ class TooManyRejectedError(Exception):
 
 class NowhereToGoError(Exception):
     """Says that a row was rejected in a pipeline that collects no dead letters."""
+
+
+class ContractError(Exception):
+    """Says that rows have a shape which their contract freezes (`new_columns` or `changed_types: freeze`): the job stops."""

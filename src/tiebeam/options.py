@@ -40,9 +40,8 @@ class Secret:
         try:
             return os.environ[rest] if scheme == "env" else Path(rest).read_text(encoding="utf-8").strip()
         except (KeyError, OSError) as e:
-            raise ConfigError(
-                Problem(f"the secret {self.reference} cannot be read here ({type(e).__name__})", fix="provide it on every worker")
-            ) from None
+            what = f"the secret {self.reference} cannot be read here ({type(e).__name__})"
+            raise ConfigError(Problem(what, fix="provide it on every worker")) from None
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,7 @@ class Option:
     high: float | None = None
     parent: str | None = None
     role: str | None = None
+    optional: bool = False
 
     @property
     def required(self) -> bool:
@@ -73,15 +73,28 @@ class Option:
         """Says what is wrong with a value of the right type; None when nothing is."""
         if value is None:
             return None
-        values = value if isinstance(value, tuple) else (value,)
-        for v in values:
+        for v in value if isinstance(value, tuple) else (value,):
             if self.choices and v not in self.choices:
                 return f"{v!r} is not one of {', '.join(self.choices)}"
+            if v != v:
+                return "not a number"
             if self.low is not None and v < self.low:
-                return f"{v} is below the smallest allowed, {self.low:g}"
+                return f"{v} is below the smallest allowed, {self.low}"
             if self.high is not None and v > self.high:
-                return f"{v} is above the largest allowed, {self.high:g}"
+                return f"{v} is above the largest allowed, {self.high}"
         return None
+
+    def judge(self, value: Any) -> str | None:
+        """Says what is wrong with the type of a value given in Python; None when nothing is."""
+        if value is None:
+            return None if self.optional else "needs a value"
+        if self.kind not in (str, int, float, bool, tuple, Secret):
+            return None
+        if isinstance(value, self.kind) and not (isinstance(value, bool) and self.kind is not bool):
+            strangers = [v for v in value if not isinstance(v, str)] if self.kind is tuple else []
+            return f"expected text, not {strangers[0]!r}" if strangers else None
+        shown = type(value).__name__ if self.secret else repr(value)  # whoever gives the secret itself must not see it logged
+        return f"expected {self.kind.__name__}, not {shown}"
 
     def read(self, text: str) -> Any:
         """Reads a value from its text; raises ValueError saying what was expected."""
@@ -114,7 +127,10 @@ def option(
     high: float | None = None,
     parent: str | None = None,
 ) -> Any:
-    """Declares a field as an option. Without a default it is required. Types: str, int, float, bool, tuple[str, ...], Secret, each `| None`."""
+    """Declares a field as an option; without a default it is required.
+
+    Types: str, int, float, bool, tuple[str, ...], Secret, each `| None`.
+    """
     spec = dict(help=help, example=example, unit=unit, choices=tuple(choices), low=low, high=high, parent=parent)
     return field(default=default, metadata={"option": spec})
 
@@ -127,28 +143,30 @@ def role(kind: str, default: Any = MISSING, *, help: str, example: str | None = 
 def declared(cls: type) -> list[Option]:
     """The options of a class, in the order of declaration, those of its bases first."""
     hints = typing.get_type_hints(cls)
-    return [
-        Option(name=f.name, kind=_kind(hints[f.name]), default=f.default, **f.metadata["option"])
-        for f in fields(cls)
-        if "option" in f.metadata
-    ]
+    found = []
+    for f in fields(cls):
+        if "option" in f.metadata:
+            kind, optional = _kind(hints[f.name])
+            found.append(Option(name=f.name, kind=kind, optional=optional, default=f.default, **f.metadata["option"]))
+    return found
 
 
-def _kind(hint: Any) -> Any:
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+def _kind(hint: Any) -> tuple[Any, bool]:
+    optional = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    if optional:
         hint = next(a for a in typing.get_args(hint) if a is not type(None))
-    return typing.get_origin(hint) or hint
+    return typing.get_origin(hint) or hint, optional
 
 
-@typing.dataclass_transform(field_specifiers=(option, role))
 class Declared:
     """Base of every class whose fields are options: a subclass is a dataclass, and its values are checked when it is made."""
 
     keyword_only: typing.ClassVar[bool] = False
+    __init__: typing.ClassVar[Callable[..., None]]  # dataclass_transform takes an option whose default is positional for required
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        dataclasses.dataclass(cls, eq=False, repr=False, kw_only=cls.keyword_only)  # type: ignore[call-overload]
+        dataclasses.dataclass(cls, eq=False, repr=False, kw_only=cls.keyword_only)
 
     def __post_init__(self):
         problems = []
@@ -158,18 +176,16 @@ class Declared:
                 value = tuple(value)
             elif o.kind is tuple and isinstance(value, str):
                 value = o.read(value)
-            if o.kind is float and isinstance(value, int):
+            if o.kind is float and isinstance(value, int) and not isinstance(value, bool):
                 value = float(value)
             setattr(self, o.name, value)
-            if isinstance(o.kind, type) and o.kind in (str, int, float, bool, tuple, Secret) and value is not None and not isinstance(value, o.kind):
-                problems.append(Problem(f"expected {o.kind.__name__}, not {value!r}", o.name))
-            elif trouble := o.check(value):
+            if trouble := o.judge(value) or o.check(value):
                 problems.append(Problem(trouble, o.name, o.help))
         problems += [Problem(*p) if isinstance(p, tuple) else p for p in self.check()]
         if problems:
             raise ConfigError(*problems)
 
-    def check(self) -> Iterable[Problem]:
+    def check(self) -> Iterable[Problem | tuple[str, ...]]:
         """Override to report what is wrong between options; nothing outside is reached here."""
         return ()
 
@@ -184,17 +200,28 @@ class JobOptions(Declared):
     keyword_only: typing.ClassVar[bool] = True
 
     dead_letters: str | None = option(
-        None, help="Where rejected rows are kept; by default beside the output, in a folder of its name with .rejected behind it", example="rejected/"
+        None,
+        help="Where rejected rows are kept; by default beside the output, in a folder of its name with .rejected behind it",
+        example="rejected/",
     )
     max_rejected_ratio: float = option(
-        1.0, help="Publish nothing when more than this share of the rows read was rejected", unit="share of rows", low=0, high=1, example="0.01"
+        1.0, help="Publish nothing when more than this share of the rows read was rejected", low=0, high=1, example="0.01"
     )
     run_id: str | None = option(
         None,
-        help="Name of the run; a run whose name was already published changes nothing. By default derived from options and input, so the same job on the same input publishes once",
+        help="Name of the run; a run whose name was already published changes nothing. "
+        "By default derived from options and input, so the same job on the same input publishes once",
         example="2026-11-24",
     )
     max_attempts: int = option(3, help="How often a dead letter is replayed before it is parked", unit="attempts", low=1)
+
+    def sources(self) -> Iterable[Any]:
+        """Override to name sources that are read beside those of roles: they are reached before the run, and name it."""
+        return ()
+
+    def files(self) -> Iterable[str]:
+        """Override to name local files whose content changes what a run does, a contract for one."""
+        return ()
 
 
 def parse(cls: type, argv: list[str], find: Callable[[str, str], type], known_elsewhere: Callable[[], set[str]]) -> tuple[Any, list[str]]:
@@ -216,8 +243,8 @@ def parse(cls: type, argv: list[str], find: Callable[[str, str], type], known_el
     unknown = [name for name in given if name not in specs]
     foreign = known_elsewhere() if unknown else set()
     for name in unknown:
-        if name in foreign or name.removeprefix("no_") in foreign:
-            rest += _again(name, given[name])
+        if name in foreign:
+            rest += [f"--{name}" if value is None else f"--{name}={value}" for value in given[name]]
         else:
             near = difflib.get_close_matches(name, [*specs, *foreign], n=1, cutoff=0.5)
             problems.append(Problem("there is no such option", f"--{name}", f"did you mean --{near[0]}?" if near else "see --help"))
@@ -265,14 +292,14 @@ def _split(argv: list[str], booleans: set[str]) -> tuple[dict[str, list[str | No
     return given, problems
 
 
-def _again(name: str, values: list[str | None]) -> list[str]:
-    return [f"--{name}" if v is None else f"--{name}={v}" for v in values]
+def _missing(o: Option, flag: str) -> Problem:
+    return Problem("is required", f"--{flag}", f"{o.help}, such as --{flag}={o.example}" if o.example else o.help)
 
 
 def _read_value(o: Option, flag: str, given: dict[str, list[str | None]], values: dict[str, Any], problems: list[Problem]) -> None:
     if flag not in given:
         if o.required:
-            problems.append(Problem("is required", f"--{flag}", f"{o.help}, such as --{flag}={o.example}" if o.example else o.help))
+            problems.append(_missing(o, flag))
         else:
             values[o.name] = o.default
         return
@@ -293,20 +320,17 @@ def _read_role(
     o: Option, given: dict[str, list[str | None]], specs: dict[str, Option], find: Callable[[str, str], type], problems: list[Problem]
 ) -> Any:
     name = (given.get(o.name) or [None if o.required else o.default])[-1]
-    if name is None:
-        if o.required:
-            problems.append(Problem("is required", f"--{o.name}", f"{o.help}, such as --{o.name}={o.example}" if o.example else o.help))
-        for flag in given:  # the options of an absent connector cannot be judged
-            if flag.startswith(f"{o.name}_"):
-                specs.setdefault(flag, o)
-        return None
+    if name is None and o.required:
+        problems.append(_missing(o, o.name))
+    orphans = [flag for flag in given if flag.startswith(f"{o.name}_")] if name is None and not o.required else []
+    problems += [Problem(f"belongs to a {o.role}, and none is chosen", f"--{flag}", f"add --{o.name}=NAME") for flag in orphans]
     try:
-        connector = find(o.role or "", name)
+        connector = find(o.role or "", name) if name else None
     except ConfigError as e:
         problems += [dataclasses.replace(p, where=f"--{o.name}") for p in e.problems]
-        for flag in given:
-            if flag.startswith(f"{o.name}_"):
-                specs.setdefault(flag, o)
+        connector = None
+    if connector is None:
+        specs |= {flag: o for flag in given if flag.startswith(f"{o.name}_")}  # whose connector is unknown cannot be judged
         return None
     values: dict[str, Any] = {}
     before = len(problems)

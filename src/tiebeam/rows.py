@@ -19,8 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam import coders
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
-
-RowBatch = pa.RecordBatch
+from pyarrow import RecordBatch as RowBatch
 
 ROW_TIME = "row_time"
 ROW_CHANGE = "row_change"
@@ -52,7 +51,7 @@ class RowBatchCoder(coders.Coder):
         return pa.ipc.open_stream(pa.py_buffer(encoded)).read_next_batch()
 
     def estimate_size(self, value: RowBatch) -> int:
-        return value.get_total_buffer_size()
+        return value.nbytes
 
     def is_deterministic(self) -> bool:
         return False
@@ -84,12 +83,13 @@ def batches(table: pa.Table, max_rows: int = MAX_BATCH_ROWS) -> Iterator[RowBatc
 
 
 def one_batch(table: pa.Table) -> RowBatch:
-    """Makes one record batch of a table."""
-    merged = table.combine_chunks()
-    if not merged.num_rows:
+    """Makes one record batch of a table; raises ValueError when a column is too large for one (2 GB of text, say)."""
+    parts = [part for part in table.combine_chunks().to_batches() if part.num_rows]
+    if not parts:
         return RowBatch.from_pylist([], schema=table.schema)
-    columns = [column.chunk(0) for column in merged.columns]
-    return RowBatch.from_arrays(columns, schema=merged.schema)
+    if len(parts) > 1:
+        raise ValueError(f"{table.num_rows:,} rows ({table.nbytes:,} bytes) do not fit in one record batch")
+    return parts[0]
 
 
 def concat(parts: list[RowBatch]) -> RowBatch:
@@ -111,7 +111,7 @@ def timestamp_of(batch: RowBatch) -> Timestamp:
     """The Beam timestamp of a batch: its smallest `row_time`, or the beginning of time when it has none."""
     if ROW_TIME not in batch.schema.names:
         return MIN_TIMESTAMP
-    earliest = pc.min(batch.column(ROW_TIME)).cast(pa.int64()).as_py()
+    earliest = pc.min(batch.column(ROW_TIME)).cast(RESERVED[ROW_TIME]).cast(pa.int64()).as_py()
     if earliest is None:
         return MIN_TIMESTAMP
     return max(MIN_TIMESTAMP, Timestamp(micros=earliest))

@@ -1,0 +1,35 @@
+# make run     real purchases to tables and a report, on this machine
+# make test    every test this machine can serve
+# make bench   the benchmarks, one after the other
+# Everything is installed into .venv; nothing else is touched.
+
+PYTHON ?= $(shell command -v python3.13 python3.12 python3.11 python3 | head -n 1)
+BIN := .venv/bin
+
+.PHONY: run test lint bench docs clean
+
+run: .venv/ready
+	$(BIN)/tiebeam run retail
+
+test: .venv/ready lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: .venv/ready
+	$(BIN)/ruff check src tests benchmarks setup.py
+	cd src && ../$(BIN)/mypy -p tiebeam
+
+bench: .venv/ready
+	$(BIN)/python -m benchmarks
+
+docs: .venv/ready
+	$(BIN)/python docs/generate.py
+
+.venv/ready: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "tiebeam needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt --editable .
+	@touch $@
+
+clean:
+	rm -rf .venv work

@@ -1,0 +1,71 @@
+"""Writes docs/generated/ from the code: a page of connectors and a page of pipelines.
+
+python docs/generate.py           write
+python docs/generate.py --check   exit 1 when a page is not as the code would have it
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from tiebeam import cli, registry
+
+FOLDER = Path(__file__).parent / "generated"
+NOTE = "<!-- Written by docs/generate.py from the code: do not edit. -->\n\n"
+
+
+def option_rows(options: list[dict[str, Any]], prefix: str) -> list[str]:
+    lines = ["| option | type | default | meaning |", "|---|---|---|---|"]
+    for o in options:
+        default = "required" if o["required"] else "" if o["default"] in (None, ()) else f"`{o['default']}`"
+        kind = ", ".join(f"`{c}`" for c in o["choices"]) or o["type"]
+        unit = f", in {o['unit']}" if o["unit"] else ""
+        example = f" Example: `{prefix}{o['name']}={o['example']}`." if o["example"] else ""
+        meaning = f"{o['help']}{unit}.{example}".replace("|", "\\|")
+        lines.append(f"| `{prefix}{o['name']}` | {kind} | {default} | {meaning} |")
+    return lines
+
+
+def connector_page() -> str:
+    parts = ["# Connectors\n"]
+    for name in registry.CONNECTORS:
+        about = cli._about_connector(name)
+        parts.append(f"## {name}\n\n{about['about']}\n")
+        for role in ("source", "sink"):
+            if role in about:
+                can = "; ".join(f"{k}: {({True: 'yes', False: 'no'}).get(v, v)}" for k, v in about[role]["capabilities"].items())
+                parts.append(f"### `--{role}={name}` ({about[role]['class']})\n\n{can}\n")
+                parts.append("\n".join(option_rows(about[role]["options"], f"--{role}_")) + "\n")
+    return NOTE + "\n".join(parts)
+
+
+def pipeline_page() -> str:
+    parts = ["# Pipelines\n"]
+    for name in registry.PIPELINES:
+        about = cli._about_pipeline(name)
+        parts.append(f"## {name}\n\n{about['about']}\n")
+        parts.append("\n".join(option_rows(about["options"], "--")) + "\n")
+    return NOTE + "\n".join(parts)
+
+
+PAGES = {"connectors.md": connector_page, "pipelines.md": pipeline_page}
+
+
+def main(check: bool) -> int:
+    stale = []
+    for name, page in PAGES.items():
+        target, text = FOLDER / name, page()
+        if not target.exists() or target.read_text(encoding="utf-8") != text:
+            stale.append(name)
+            if not check:
+                FOLDER.mkdir(exist_ok=True)
+                target.write_text(text, encoding="utf-8")
+    if check and stale:
+        print(f"not as the code would have it: {', '.join(stale)}; run `make docs`", file=sys.stderr)
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main("--check" in sys.argv[1:]))

@@ -1,0 +1,126 @@
+"""The account of a run: what each step counted, live and at the end, and whether it adds up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.metrics.metric import MetricsFilter
+
+from tiebeam import steps, terminal
+from tiebeam.delivery import ALREADY_PUBLISHED
+
+
+@dataclass
+class Outcome:
+    """How a run ended. `counts` has rows_in, rows_out, rows_rejected and bytes_in by step, in the order of the graph."""
+
+    pipeline: str
+    run_id: str
+    runner: str
+    seconds: float = 0.0
+    read: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    published: bool = True
+    dead_letters: str = ""
+    outputs: list[str] = field(default_factory=list)
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def reconciled(self) -> bool:
+        return self.read == self.accepted + self.rejected
+
+
+class _Labels(beam.pipeline.PipelineVisitor):
+    def __init__(self):
+        self.leaves: list[str] = []
+
+    def visit_transform(self, node: Any) -> None:
+        self.leaves.append(node.full_label)
+
+
+def top_labels(p: beam.Pipeline) -> list[str]:
+    """The labels of a graph's steps as written in `build`, in order."""
+    visitor = _Labels()
+    p.visit(visitor)
+    return list(dict.fromkeys(leaf.split("/")[0] for leaf in visitor.leaves))
+
+
+def progress_lines(labels: list[str], elapsed: float) -> list[str]:
+    """The first line sums up; then one line per step that has counted rows."""
+    counts: dict[str, dict[str, int]] = {}
+    for (step, name), amount in steps.tally().items():
+        counts.setdefault(step, {})[name] = amount
+    read = sum(c.get("rows_out", 0) + c.get("rows_rejected", 0) for c in counts.values() if "rows_in" not in c)
+    written = sum(c.get("rows_out", 0) for s, c in counts.items() if s in _staging(counts))
+    rejected = sum(c.get("rows_rejected", 0) for c in counts.values())
+    speed = read / max(elapsed, 0.1)
+    head = f"  {terminal.seconds(elapsed):>9}   read {read:,}   staged {written:,}   rejected {rejected:,}   {speed:,.0f} rows/s"
+    order = {label: i for i, label in enumerate(labels)}
+    shown = sorted(counts.items(), key=lambda item: order.get(item[0], len(order)))
+    return [head, *(_step_line(step, c) for step, c in shown)]
+
+
+def _step_line(step: str, counted: dict[str, int]) -> str:
+    into, out, rejected = (counted.get(name, 0) for name in (steps.ROWS_IN, steps.ROWS_OUT, steps.ROWS_REJECTED))
+    return f"{'':>14}{step[:38]:<38} in {into:>11,}  out {out:>11,}  rejected {rejected:>7,}"
+
+
+def _staging(counts: dict[str, dict[str, int]]) -> set[str]:
+    return {step for step in counts if step.startswith(("Write", "Store"))}
+
+
+def account(outcome: Outcome, result: Any, labels: list[str], accepts: str | None, reads: tuple[str, ...] = ()) -> None:
+    """Fills an outcome from the runner's committed metrics. Without `reads` every step that takes no rows in is a source."""
+    counters = result.metrics().query(MetricsFilter().with_namespace(steps.NAMESPACE))["counters"]
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    for c in counters:
+        top = c.key.step.split("/")[0]
+        counts.setdefault(top, {}).setdefault(c.key.step, {})[c.key.metric.name] = c.committed if c.committed is not None else c.attempted
+    for label in labels:
+        if label in counts:
+            outcome.counts[label] = _merged(list(counts[label].values()))
+    letters = outcome.counts.get("Keep dead letters", {})
+    outcome.rejected = letters.get("rows_in", 0)
+    first = [label for label, c in outcome.counts.items() if "rows_in" not in c and not label.startswith("Publish")]
+    sources = [outcome.counts[label] for label in (reads or first) if label in outcome.counts]
+    outcome.read = sum(c.get("rows_out", 0) + c.get("rows_rejected", 0) for c in sources)
+    sinks = [label for label in outcome.counts if any(step.endswith("/Stage") for step in counts[label])]
+    outcome.accepted = sum(outcome.counts.get(label, {}).get("rows_out", 0) for label in ([accepts] if accepts else sinks))
+    outcome.published = not any(ALREADY_PUBLISHED in c for label, c in outcome.counts.items())
+    for label in [la for la in outcome.counts if la.startswith("Publish") or la == "Keep dead letters"]:
+        del outcome.counts[label]
+
+
+def _merged(leaves: list[dict[str, int]]) -> dict[str, int]:
+    """One step of several inner ones: what went into the first, what came out of the last, what any of them rejected."""
+    merged: dict[str, int] = {}
+    for leaf in leaves:
+        for name, amount in leaf.items():
+            if name == "rows_rejected":
+                merged[name] = merged.get(name, 0) + amount
+            elif name == "rows_in":
+                merged.setdefault(name, amount)
+            else:
+                merged[name] = amount
+    return merged
+
+
+def summary(outcome: Outcome) -> str:
+    """The short tables at the end of a run."""
+    rows = [(label, c.get("rows_in"), c.get("rows_out"), c.get("rows_rejected", 0)) for label, c in outcome.counts.items()]
+    per_step = terminal.table(["step", "rows in", "rows out", "rejected"], [["" if v is None else v for v in row] for row in rows])
+    equal = "=" if outcome.reconciled else "≠"
+    state = "published" if outcome.published else "this run was already published before: nothing changed"
+    facts = [
+        ("rows", f"{outcome.read:,} read {equal} {outcome.accepted:,} accepted + {outcome.rejected:,} rejected"),
+        ("time", f"{terminal.seconds(outcome.seconds)}, {outcome.read / max(outcome.seconds, 1e-9):,.0f} rows/s"),
+        ("run", f"{outcome.run_id}: {state}"),
+        *(("output", place) for place in outcome.outputs),
+        ("rejected", outcome.dead_letters if outcome.rejected else "none"),
+    ]
+    if not outcome.reconciled:
+        facts.append(("WARNING", "the counts do not reconcile: please report this as a defect"))
+    return f"{per_step}\n\n" + terminal.table(["", outcome.pipeline], facts)

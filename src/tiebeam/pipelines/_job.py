@@ -1,0 +1,239 @@
+"""What every pipeline's `run` does: parse, check, reach, build, run, account.
+
+A pipeline module offers `Options(JobOptions)` and `build(p, options)`. It may offer `finish(options, outcome)`, called
+after a successful run; `ACCEPTS`, the label of the step whose rows count as accepted (without it, those that the sinks
+staged do); `READS`, the labels of the steps whose rows count as read (without it, all sources); and `main(argv, as_json)`,
+to run as something else than one graph.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import apache_beam as beam
+import yaml
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from tiebeam import __version__, registry, steps, terminal
+from tiebeam.delivery import Delivery
+from tiebeam.errors import ConfigError, Problem
+from tiebeam.options import declared, parse
+from tiebeam.pipelines import _runner
+from tiebeam.pipelines._account import Outcome, account, progress_lines, summary, top_labels
+
+SAMPLE_ROWS = 10_000
+
+
+class JobFailedError(Exception):
+    """Says why a run ended without publishing, in one line, with the exit code to report."""
+
+    def __init__(self, message: str, exit_code: int = 1):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass
+class Job:
+    """A pipeline whose options are checked and whose systems were reached; nothing has been moved yet."""
+
+    name: str
+    module: ModuleType
+    options: Any
+    argv: list[str]
+    beam_argv: list[str]
+    runner: str
+    run_id: str
+
+
+def prepare(name: str, argv: list[str]) -> Job:
+    """Parses and checks everything, and reaches every system. Raises ConfigError with all that is wrong."""
+    module = registry.pipeline(name)
+    argv = with_options_file(argv)
+    options, beam_argv = parse(module.Options, argv, registry.connector, _runner.known_flags)
+    if problems := _runner.check(beam_argv):
+        raise ConfigError(*problems)
+    reach(options)
+    run_id = options.run_id or derived_run_id(name, options)
+    return Job(name, module, options, argv, beam_argv, _runner.runner_of(beam_argv), run_id)
+
+
+def with_options_file(argv: list[str]) -> list[str]:
+    """Puts the flags of `--options_file=FILE.yaml` in front of those given, which win."""
+    given = [a for a in argv if not a.startswith("--options_file=")]
+    flags = []
+    for path in [a.partition("=")[2] for a in argv if a.startswith("--options_file=")]:
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError) as e:
+            raise ConfigError(Problem(f"cannot be read: {e}", f"--options_file={path}", "a YAML file of option: value")) from None
+        if not isinstance(values, dict):
+            raise ConfigError(Problem("holds no options", f"--options_file={path}", "a YAML file of option: value"))
+        for key, value in values.items():
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value).lower() if isinstance(value, bool) else value
+            if not any(a.partition("=")[0] == f"--{key}" for a in given):
+                flags.append(f"--{key}={text}")
+    return flags + given
+
+
+def connectors(options: Any) -> dict[str, Any]:
+    """The connectors chosen for an options' roles, by role name."""
+    return {o.name: getattr(options, o.name) for o in declared(type(options)) if o.role and getattr(options, o.name) is not None}
+
+
+def reach(options: Any) -> None:
+    """Pings every connector; raises ConfigError with the problems of all of them."""
+    problems: list[Problem] = []
+    for role, connector in [*connectors(options).items(), *(("input", s) for s in options.sources())]:
+        try:
+            connector.ping()
+        except ConfigError as e:
+            problems += [Problem(p.what, f"--{role} {p.where}".strip(), p.fix) for p in e.problems]
+    if problems:
+        raise ConfigError(*dict.fromkeys(problems))
+
+
+def derived_run_id(name: str, options: Any) -> str | None:
+    """Names a run after what it does and what it reads: the same job on the same input has the same name."""
+    sources = [c for c in connectors(options).values() if hasattr(c, "fingerprint")] + list(options.sources())
+    prints = [s.fingerprint() for s in sources]
+    said = {o.name: repr(getattr(options, o.name)) for o in declared(type(options)) if not o.role}
+    roles = {role: [repr(getattr(c, o.name)) for o in declared(type(c))] for role, c in connectors(options).items()}
+    contents = [hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in options.files()]
+    if None in prints or not prints:
+        prints.append(os.urandom(16).hex())
+    text = json.dumps([name, __version__, said, roles, prints, contents], sort_keys=True)
+    return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def assemble(job: Job, *, prior_attempts: dict[str, int] | None = None) -> tuple[beam.Pipeline, Delivery]:
+    """Builds the graph of a job, delivery included."""
+    p = beam.Pipeline(options=PipelineOptions([f"--runner={job.runner}", *_runner.without_runner(job.beam_argv)]))
+    delivery = Delivery(
+        p,
+        job.options.dead_letters,
+        run_id=job.run_id,
+        max_rejected_ratio=job.options.max_rejected_ratio,
+        max_attempts=job.options.max_attempts,
+        name=job.name,
+        prior_attempts=prior_attempts,
+    )
+    with delivery:
+        job.module.build(p, job.options)
+    return p, delivery
+
+
+def run(name: str, argv: list[str] | None = None) -> int:
+    """Runs a pipeline from its flags and returns the exit code; what `python -m tiebeam.pipelines.NAME` calls."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in argv
+    argv = [a for a in argv if a != "--json"]
+    try:
+        module = registry.pipeline(name)
+        if hasattr(module, "main"):
+            return module.main(argv, as_json)
+        outcome = execute(prepare(name, argv))
+    except ConfigError as e:
+        print(f"{name}: nothing was moved, the configuration is wrong:\n{e}", file=sys.stderr)
+        return 2
+    except JobFailedError as e:
+        print(f"{name}: {e}", file=sys.stderr)
+        return e.exit_code
+    print(json.dumps(asdict(outcome), indent=2) if as_json else summary(outcome))
+    return 0 if outcome.reconciled else 1
+
+
+def execute(job: Job, *, prior_attempts: dict[str, int] | None = None) -> Outcome:
+    """Builds and runs a prepared job, showing progress. Raises JobFailedError."""
+    p, delivery = assemble(job, prior_attempts=prior_attempts)
+    labels = top_labels(p)
+    outcome = Outcome(job.name, job.run_id, job.runner, dead_letters=delivery.store_location(), outputs=list(delivery.sinks))
+    steps.reset_tally()
+    started = time.monotonic()
+    print(f"{job.name}: run {job.run_id} on {job.runner}", file=sys.stderr)
+    with _quiet(), _interruptible(delivery), terminal.Progress(lambda elapsed: progress_lines(labels, elapsed)):
+        try:
+            delivery.keep_job({"pipeline": job.name, "argv": job.argv, "version": __version__})
+            result = p.run()
+            result.wait_until_finish()
+        except KeyboardInterrupt:
+            delivery.discard()
+            raise JobFailedError("interrupted; nothing was published that is not whole", 130) from None
+        except ConfigError:
+            raise
+        except Exception as e:
+            delivery.discard()
+            raise JobFailedError(*explain(e)) from (e if logging.getLogger("tiebeam").isEnabledFor(logging.DEBUG) else None)
+    outcome.seconds = time.monotonic() - started
+    account(outcome, result, labels, getattr(job.module, "ACCEPTS", None), getattr(job.module, "READS", ()))
+    if hasattr(job.module, "finish"):
+        job.module.finish(job.options, outcome)
+    return outcome
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """Says in one line why a job failed, and with which exit code to end."""
+    text = str(error).strip() or type(error).__name__
+    step = re.search(r"\[while running '([^']+)'\]", text)
+    line = next((s for s in text.splitlines() if s.strip()), text).strip()
+    line = re.sub(r"\s*\[while running '[^']+'\]", "", line)
+    cause = error.__cause__ or error
+    kind = re.match(r"^(?:tiebeam\.errors\.)?(\w+Error): ", line)
+    name = kind.group(1) if kind else type(cause).__name__
+    line = line[kind.end() :] if kind and name in _OURS else line
+    where = f" (in step {step.group(1).split('/')[0]})" if step and name != "TooManyRejectedError" else ""
+    return f"the job failed{where}: {line}", 3 if name == "TooManyRejectedError" or "TooManyRejectedError" in text else 1
+
+
+_OURS = {"TooManyRejectedError", "BadFileError", "TransientError", "ConfigError"}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Beam's tracebacks off the terminal: what they say is said by the job's own message."""
+    log = logging.getLogger("apache_beam")
+    before = log.level
+    if not logging.getLogger("tiebeam").isEnabledFor(logging.DEBUG):
+        log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+@contextmanager
+def _interruptible(delivery: Delivery) -> Iterator[None]:
+    """Ends the process at an interrupt or a termination, with 130, after what was staged is removed.
+
+    A local runner has threads of its own that do not stop; publishing is crash-safe, so ending the process is too.
+    """
+
+    def stop(signum: int, frame: Any) -> None:
+        delivery.discard()
+        print("\ninterrupted; nothing was published that is not whole", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(130)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for s, handler in before.items():
+            with suppress(TypeError):
+                signal.signal(s, handler)
