@@ -75,7 +75,7 @@ class Aggregate(beam.PTransform):
             raise ConfigError(*problems)
 
     def _problems(self) -> Iterator[Problem]:
-        if not self.by and not self.reducers:
+        if not self.keys and not self.reducers:
             yield Problem("there is nothing to compute", "Aggregate", 'name keys or reducers, such as total=Sum("amount")')
         if not isinstance(self.shards, int) or not 1 <= self.shards <= 1 << 16:
             yield Problem(f"{self.shards!r} is not a number from 1 to 65,536", "shards")
