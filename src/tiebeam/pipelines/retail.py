@@ -118,9 +118,15 @@ def customers(purchases: beam.PCollection, known: dict[str, beam.PCollection]) -
 def finish(options: Options, outcome: Outcome) -> None:
     """Writes the report, unless this run was published before and has one."""
     if outcome.published or not Path(options.report).exists():
-        places = [("tables", options.output), ("warehouse", options.warehouse), ("rejected", outcome.dead_letters), ("contract", CONTRACT)]
-        rejected = _report.letters(outcome.dead_letters, outcome.run_id)
-        _report.write(options.report, options.warehouse, rejected, outcome, places)
+        places = [
+            ("tables", options.output),
+            ("warehouse", options.warehouse),
+            ("ask it", f'duckdb {options.warehouse} "FROM top_products LIMIT 10"'),
+            ("contract", CONTRACT),
+            ("rejected", outcome.dead_letters),
+            ("replay", f"tiebeam replay --dead_letters={outcome.dead_letters}"),
+        ]
+        _report.write(options.report, options.warehouse, _report.letters(outcome.dead_letters, outcome.run_id), outcome, places)
     outcome.outputs[:] = [options.output, options.warehouse, options.report]
 
 
