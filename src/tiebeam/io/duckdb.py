@@ -237,21 +237,20 @@ class WriteToDuckDB(Sink):
 
     def discard(self, run_id: str) -> None:
         shutil.rmtree(self._folder(run_id), ignore_errors=True)
+        for folder in (self._folder(run_id).parent, _staging(self.path)):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
     def _folder(self, run_id: str) -> Path:
         return _staging(self.path) / _file_name(run_id) / _file_name(full_name(self.table))
 
     def _sweep(self, run_id: str) -> None:
         """Removes what this run has staged for the table, and all of runs that have staged nothing for a day: they are dead."""
-        staging = _staging(self.path)
-        self.discard(run_id)
-        for run in staging.iterdir() if staging.exists() else ():
-            with contextlib.suppress(OSError):
+        for run in _staging(self.path).glob("*"):
+            with contextlib.suppress(OSError):  # others sweep too
                 if max(p.stat().st_mtime for p in (run, *run.rglob("*"))) < time.time() - STALE_SECS:
                     shutil.rmtree(run, ignore_errors=True)
-        for folder in (self._folder(run_id).parent, staging):
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        self.discard(run_id)
 
 
 class _Writer:

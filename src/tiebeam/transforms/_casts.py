@@ -33,16 +33,18 @@ def cast_exactly(values: pa.Array, to: pa.DataType, written: str | None = None, 
     source, target = kind(values.type), kind(to)
     if values.null_count == len(values):
         return pa.nulls(len(values), to), None
+    read: Cast
     if source == "string" and written:
-        made, bad = read_written(values, written, to, zone)
+        read = read_written(values, written, to, zone)
     elif source == "string" and target in ("date", "time", "timestamp"):
-        made, bad = _time_of_text(values, to, zone)
+        read = _time_of_text(values, to, zone)
     elif target == "timestamp" and source in ("date", "timestamp"):
-        made, bad = _timestamp(values, to, zone)
+        read = _timestamp(values, to, zone)
     elif way := _WAYS.get((source, target)):
-        made, bad = way(values, to)
+        read = way(values, to)
     else:
-        made, bad = pa.nulls(len(values), to), np.ones(len(values), bool)
+        read = pa.nulls(len(values), to), np.ones(len(values), bool)
+    made, bad = read
     if bad is not None:
         bad &= mask(pc.is_valid(values))
     return (made, None) if bad is None or not bad.any() else (without(made, bad), bad)
@@ -129,7 +131,7 @@ def _decimal_to_float(values: pa.Array, to: pa.DataType) -> Cast:
         made = pa.array(_numbers(made).astype(to.to_pandas_dtype()), to, mask=mask(pc.is_null(values)))
     back, lost = _via_text(made.cast(pa.float32()) if to == pa.float16() else made, values.type)
     changed = mask(pc.not_equal(back, values))
-    return made, changed if lost is None else changed | lost
+    return made, _either(changed, lost)
 
 
 def _int_to_bool(values: pa.Array, to: pa.DataType) -> Cast:
@@ -138,8 +140,7 @@ def _int_to_bool(values: pa.Array, to: pa.DataType) -> Cast:
 
 def _text_to_int(values: pa.Array, to: pa.DataType) -> Cast:
     made, bad = _arrow(values, to)
-    hexadecimal = mask(pc.match_substring(values, "x", ignore_case=True))
-    return made, hexadecimal if bad is None else bad | hexadecimal
+    return made, _either(bad, mask(pc.match_substring(values, "x", ignore_case=True)))  # Arrow reads 0x1F as 31
 
 
 def _text_to_float(values: pa.Array, to: pa.DataType) -> Cast:
@@ -147,7 +148,7 @@ def _text_to_float(values: pa.Array, to: pa.DataType) -> Cast:
     made, bad = _arrow(values, to if to == pa.float32() else pa.float64())
     if to == pa.float16():
         made, narrowed = _float_to_float(made, to)
-        bad = narrowed if bad is None else bad | narrowed
+        bad = _either(bad, narrowed)
     numbers = _numbers(made).astype(np.float64)
     strange = np.isinf(numbers) | (numbers == 0)
     lost = np.zeros(len(values), bool) if bad is None else bad
@@ -182,10 +183,7 @@ def _time_of_text(values: pa.Array, to: pa.DataType, zone: str) -> Cast:
     if kind(to) == "time":
         moments, bad = _arrow(pc.binary_join_element_wise("1970-01-01T", values, ""), pa.timestamp(to.unit))
         return moments.cast(to), bad
-    if kind(to) == "date":
-        made, bad = _arrow(values, to)
-        days = made.cast(pa.date32()).cast(pa.int32())
-    elif to.tz is None:
+    if kind(to) == "date" or to.tz is None:
         made, bad = _arrow(values, to)
         days = made.cast(pa.date32()).cast(pa.int32())
     else:

@@ -98,6 +98,15 @@ class Contract:
         """The contract as YAML; comments are not kept."""
         return yaml.safe_dump(self.document, sort_keys=False, allow_unicode=True)
 
+    def summary(self) -> list[tuple[str, str, str]]:
+        """Name, type and rules of every column, in words."""
+        rows = []
+        for column in self.columns:
+            rules = ["required"] * column.required + [str(rule) for rule in column.rules]
+            rules += [f"unique{' with ' + ', '.join(set(k) - {column.name}) if len(k) > 1 else ''}" for k in self.keys if column.name in k]
+            rows.append((column.name, str(column.type), "; ".join(rules)))
+        return rows
+
     @property
     def schema(self) -> pa.Schema:
         """The columns of the contract, in its order, without the reserved ones that travel beside them."""
@@ -119,7 +128,8 @@ def _check_head(document: dict[str, Any], reading: Reading) -> None:
     if document.get("kind") != "DataContract":
         reading.wrong("kind", f"expected DataContract, not {document.get('kind')!r}", "write `kind: DataContract`")
     if not str(document.get("apiVersion", "")).startswith("v3."):
-        reading.wrong("apiVersion", f"expected version 3 of the standard, not {document.get('apiVersion')!r}", f"write `apiVersion: {VERSION}`")
+        what = f"expected version 3 of the standard, not {document.get('apiVersion')!r}"
+        reading.wrong("apiVersion", what, f"write `apiVersion: {VERSION}`")
     for key in ("id", "version"):
         if key not in document:
             reading.wrong(key, "is missing, and the standard requires it", f"write `{key}: …`")
@@ -133,7 +143,8 @@ def _table(document: dict[str, Any], name: str, reading: Reading) -> tuple[dict[
         return None
     names = [str(t.get("name")) for t in tables]
     if not name and len(tables) > 1:
-        reading.wrong("schema", f"holds {len(tables)} tables", f"pick one: {Path(reading.where).name}#{names[0]} (or {', '.join(names[1:])})")
+        fix = f"pick one: {Path(reading.where).name}#{names[0]} (or {', '.join(names[1:])})"
+        reading.wrong("schema", f"holds {len(tables)} tables", fix)
         return None
     if name and name not in names:
         reading.wrong("schema", f"holds no table {name!r}", f"there are: {', '.join(names)}")
@@ -150,7 +161,8 @@ def _contract(document: dict[str, Any], table: dict[str, Any], path: str, readin
     columns = reading.columns(properties or [], f"{path}.properties")
     for column in columns:
         if column.name in RESERVED and column.type != RESERVED[column.name]:
-            reading.wrong(f"{path}.properties ({column.name})", f"is a reserved column of type {RESERVED[column.name]}", "leave it out: it passes")
+            what = f"is a reserved column of type {RESERVED[column.name]}"
+            reading.wrong(f"{path}.properties ({column.name})", what, "leave it out: it passes")
     primary_key = reading.primary_key(properties or [], path)
     keys = ([primary_key] if primary_key else []) + reading.unique_keys(properties or [], table, path)
     policies = _policies(document, "", reading) | _policies(table, f"{path}.", reading)

@@ -8,7 +8,7 @@ functions, subqueries, UNNEST, *, parameters, `now()`, `random()` and their like
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, cached_property
 from typing import Any
 
@@ -20,7 +20,8 @@ from tiebeam.rows import RowBatch
 from tiebeam.transforms._rules import Mask, mask
 from tiebeam.transforms._types import plain
 
-_SETTINGS = {"threads": 1, "enable_external_access": False, "autoload_known_extensions": False, "autoinstall_known_extensions": False}
+_SETTINGS: dict[str, Any] = {"threads": 1, "enable_external_access": False}
+_SETTINGS |= {"autoload_known_extensions": False, "autoinstall_known_extensions": False}
 _REFUSED = {
     "SUBQUERY": "a subquery sees more than one row",
     "WINDOW": "a window function sees more than one row",
@@ -29,8 +30,8 @@ _REFUSED = {
     "DEFAULT": "DEFAULT has no value here",
 }
 _MANY, _OTHER = "it sees more than one row", "its value is not made of its arguments alone"
-_REFUSED_CALLS = {name: _MANY for name in ("unnest", "unlist", "generate_subscripts")}
-_REFUSED_CALLS |= {name: "it reads the clock" for name in ("current_localtimestamp", "current_localtime", "localtime", "localtimestamp")}
+_REFUSED_CALLS = dict.fromkeys(("unnest", "unlist", "generate_subscripts"), _MANY)
+_REFUSED_CALLS |= dict.fromkeys(("current_localtimestamp", "current_localtime", "localtime", "localtimestamp"), "it reads the clock")
 _FUNCTIONS = """
     SELECT function_name, function_type, bool_and(coalesce(stability, 'CONSISTENT') = 'CONSISTENT'),
            any_value(macro_definition), any_value(parameters)
@@ -155,7 +156,7 @@ class Expressions:
         table = pa.Table.from_batches([batch.select(used)])
         return table if used else table.append_column("row", pa.nulls(batch.num_rows, pa.bool_()))
 
-    def failures(self, batch: RowBatch, failed: dict[str, Mask], rows: list[int]) -> list[str]:
+    def failures(self, batch: RowBatch, failed: dict[str, Mask], rows: Iterable[int]) -> list[str]:
         """Tells for each row which expressions fail, and on what."""
         told = []
         for row in rows:

@@ -65,7 +65,7 @@ def judge(values: pa.Array, column: Column) -> Judged:
     for rule in column.rules:
         broken = rule.broken(made)
         if broken.any():
-            failures.append(Failure(broken, rule.reason, column.name, str(rule), made))
+            failures.append(Failure(broken, rule.reason, column.name, rule.refusal, made))
     return Judged(made, failures)
 
 

@@ -35,7 +35,8 @@ class UniqueRows(beam.PTransform):
 
     def expand(self, rows: beam.PCollection) -> beam.PCollection:
         if not isinstance(rows.windowing.windowfn, GlobalWindows):
-            raise ConfigError(Problem("keys are judged over the whole run, and this input is in windows", self.step, "put WindowInto behind it"))
+            what = "keys are judged over the whole run, and this input is in windows"
+            raise ConfigError(Problem(what, self.step, "put WindowInto behind it"))
         sharded = rows | "Shard" >> beam.ParDo(_ShardFn(self.key, self.shards)).with_output_types(tuple[int, RowBatch])
         return apply_batches(sharded | "Group" >> beam.GroupByKey(), "Keep first", _KeepFirstFn(self.step, self.key))
 
@@ -120,7 +121,8 @@ class _KeepFirstFn(BatchFn):
             if first != i:
                 place = content[first].get(ROW_POSITION)
                 losers.append(i)
-                details.append(f"{', '.join(self.key)}: {', '.join(map(str, key))} is already taken" + (f" by the row at {place}" if place else ""))
+                by = f" by the row at {place}" if place else ""
+                details.append(f"{', '.join(self.key)}: {', '.join(map(str, key))} is already taken{by}")
         yield from cut(rows.take(pa.array(list(winners.values()), pa.int64())))
         yield letters_of_rows(self.step, rows.take(pa.array(losers, pa.int64())), "duplicate_key", details)
 

@@ -29,8 +29,15 @@ def either(masks: Iterable[Mask], rows: int) -> Mask:
     return merged
 
 
+class _Demand:
+    @property
+    def refusal(self) -> str:
+        """What is said of a value that breaks the rule."""
+        return f"is not {self}"
+
+
 @dataclass(frozen=True)
-class OneOf:
+class OneOf(_Demand):
     """Demands one of the accepted values."""
 
     accepted: pa.Array
@@ -40,12 +47,11 @@ class OneOf:
         return mask(pc.and_not(pc.is_valid(values), pc.is_in(values, value_set=self.accepted)))
 
     def __str__(self) -> str:
-        shown = [str(v) for v in self.accepted[:10].to_pylist()]
-        return f"is not one of {', '.join(shown)}{', …' if len(self.accepted) > 10 else ''}"
+        return f"one of {_listed(self.accepted)}"
 
 
 @dataclass(frozen=True)
-class NotMissing:
+class NotMissing(_Demand):
     """Refuses the values that stand for a missing one."""
 
     words: pa.Array
@@ -55,11 +61,15 @@ class NotMissing:
         return mask(pc.and_(pc.is_valid(values), pc.is_in(values, value_set=self.words)))
 
     def __str__(self) -> str:
+        return f"none of {_listed(self.words)}"
+
+    @property
+    def refusal(self) -> str:
         return "stands for a missing value"
 
 
 @dataclass(frozen=True)
-class Bound:
+class Bound(_Demand):
     """Demands that values lie on one side of a limit: `sign` is one of >=, >, <=, <. NaN lies on neither."""
 
     sign: str
@@ -71,11 +81,11 @@ class Bound:
         return mask(pc.invert(pc.call_function(self._COMPARE[self.sign], [values, self.limit])))
 
     def __str__(self) -> str:
-        return f"is not {self.sign} {self.limit.as_py()}"
+        return f"{self.sign} {self.limit.as_py()}"
 
 
 @dataclass(frozen=True)
-class Pattern:
+class Pattern(_Demand):
     """Demands that a regular expression (RE2) is found in the text; anchor it with ^ and $ to cover all of it."""
 
     regex: str
@@ -85,11 +95,15 @@ class Pattern:
         return mask(pc.invert(pc.match_substring_regex(values, self.regex)))
 
     def __str__(self) -> str:
+        return f"matches {self.regex}"
+
+    @property
+    def refusal(self) -> str:
         return f"does not match {self.regex}"
 
 
 @dataclass(frozen=True)
-class Length:
+class Length(_Demand):
     """Demands a number of characters, bytes or items."""
 
     low: int = 0
@@ -105,11 +119,11 @@ class Length:
         return broken if self.high is None else broken | mask(pc.greater(size, self.high))
 
     def __str__(self) -> str:
-        return f"is not {self.low} to {self.high} long" if self.high is not None else f"is not at least {self.low} long"
+        return f"{self.low} to {self.high} long" if self.high is not None else f"at least {self.low} long"
 
 
 @dataclass(frozen=True)
-class MultipleOf:
+class MultipleOf(_Demand):
     """Demands whole multiples of an integer."""
 
     factor: int
@@ -120,7 +134,11 @@ class MultipleOf:
         return numbers % numbers.dtype.type(self.factor) != 0
 
     def __str__(self) -> str:
-        return f"is not a multiple of {self.factor}"
+        return f"a multiple of {self.factor}"
+
+
+def _listed(values: pa.Array) -> str:
+    return ", ".join(str(v) for v in values[:10].to_pylist()) + (", …" if len(values) > 10 else "")
 
 
 Rule = OneOf | NotMissing | Bound | Pattern | Length | MultipleOf

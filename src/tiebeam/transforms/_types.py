@@ -18,7 +18,8 @@ INTEGERS = {"i8": pa.int8(), "i16": pa.int16(), "i32": pa.int32(), "i64": pa.int
 INTEGERS |= {"u8": pa.uint8(), "u16": pa.uint16(), "u32": pa.uint32(), "u64": pa.uint64()}
 FLOATS = {"f32": pa.float32(), "f64": pa.float64()}
 VECTORS = {"float16": pa.float16(), "float32": pa.float32(), "float64": pa.float64(), "int8": pa.int8(), "uint8": pa.uint8()}
-SIMPLE = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_(), "date": pa.date32(), "time": pa.time64("us")}
+SIMPLE = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
+SIMPLE |= {"date": pa.date32(), "time": pa.time64("us")}
 
 _PHYSICAL = {"halffloat": pa.float16(), "date64": pa.date64(), "date64[ms]": pa.date64(), "binary": pa.binary()}
 _DECIMAL = re.compile(r"(?:decimal(?:128|256)?|numeric|number)\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\)", re.IGNORECASE)

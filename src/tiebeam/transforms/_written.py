@@ -8,6 +8,7 @@ and text in quotes.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,7 +18,8 @@ from tiebeam.transforms import _types
 from tiebeam.transforms._rules import Mask
 
 _LETTERS = {"yyyy": "%Y", "uuuu": "%Y", "MM": "%m", "M": "%-m", "MMM": "%b", "MMMM": "%B", "dd": "%d", "d": "%-d", "HH": "%H", "H": "%-H"}
-_LETTERS |= {"hh": "%I", "mm": "%M", "ss": "%S", "SSS": "%3f", "SSSSSS": "%6f", "SSSSSSSSS": "%9f", "a": "%p", "EEE": "%a", "XXX": "%:z", "XX": "%z"}
+_LETTERS |= {"hh": "%I", "mm": "%M", "ss": "%S", "SSS": "%3f", "SSSSSS": "%6f", "SSSSSSSSS": "%9f", "a": "%p", "EEE": "%a"}
+_LETTERS |= {"XXX": "%:z", "XX": "%z"}
 _TOKEN = re.compile(r"'(?P<quoted>[^']*)'|(?P<letters>([A-Za-z])\3*)|(?P<other>[^A-Za-z']+)")
 
 
@@ -41,7 +43,7 @@ def read_written(values: pa.Array, written: str, to: pa.DataType, zone: str) -> 
     """Reads text of a declared format; what would be written otherwise than it was does not fit."""
     text = pl.Series(values=pl.from_arrow(values), dtype=pl.String)
     family, aware = _types.kind(to), written.endswith("z")
-    unit = to.unit if family in ("timestamp", "time") and to.unit != "s" else "ms"
+    unit: Any = to.unit if family in ("timestamp", "time") and to.unit != "s" else "ms"
     kind = {"date": pl.Date, "time": pl.Time}.get(family) or pl.Datetime(unit, "UTC" if aware else None)
     if aware:
         text = text.str.replace("Z$", "+00:00")
@@ -58,5 +60,5 @@ def read_written(values: pa.Array, written: str, to: pa.DataType, zone: str) -> 
         return made.cast(to), bad
     except pa.ArrowInvalid:
         back = made.cast(to, safe=False)
-        changed = np.asarray(pl.from_arrow(back.cast(made.type)).ne_missing(read))
+        changed = pl.Series(pl.from_arrow(back.cast(made.type))).ne_missing(read).to_numpy()
         return back, bad | changed

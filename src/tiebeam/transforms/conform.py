@@ -5,32 +5,23 @@ Contracts are files in the Open Data Contract Standard v3; `Contract` loads, inf
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable
 
 import apache_beam as beam
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tiebeam.dead_letters import Letters, letters_of_rows
-from tiebeam.errors import ConfigError, ContractError, Problem
-from tiebeam.rows import RESERVED, RowBatch
+from tiebeam.errors import ConfigError, Problem
+from tiebeam.rows import RowBatch
 from tiebeam.steps import BatchFn, apply_batches, count
-from tiebeam.transforms._casts import holds_all, without
 from tiebeam.transforms._contract import Contract
-from tiebeam.transforms._judge import Failure, Judged, judge, plainly
 from tiebeam.transforms._keys import UniqueRows
-from tiebeam.transforms._properties import Column
-from tiebeam.transforms._rules import Mask, either, mask
-from tiebeam.transforms._types import kind
+from tiebeam.transforms._shape import conform
 
-__all__ = ["Conform", "Contract", "Judgement", "conform"]
+__all__ = ["Conform", "Contract"]
 
 VALUES_DROPPED = "values_dropped"
-VARIANT = "__variant"
 
 
 class Conform(beam.PTransform):
@@ -48,13 +39,12 @@ class Conform(beam.PTransform):
     input that never ends; `judge_keys=False` leaves them to the sink.
 
     Example:
-        >>> from tiebeam.transforms.conform import Contract, conform
         >>> contract = Contract.infer(RowBatch.from_pydict({"id": [1], "price": [9.99]}), "items")
-        >>> judged = conform(RowBatch.from_pydict({"id": ["7", "x"], "price": ["1.50", "2"]}), contract)
-        >>> judged.rows.filter(pa.array(~judged.bad)).to_pylist()
-        [{'id': 7, 'price': 1.5}]
-        >>> judged.detail(1)
-        "id: 'x' is no int64"
+        >>> batch = RowBatch.from_pydict({"price": ["1.50", "2"], "id": ["7", "8"]})
+        >>> with beam.Pipeline(runner="FnApiRunner") as p:
+        ...     _ = p | beam.Create([batch]) | Conform(contract) | beam.FlatMap(RowBatch.to_pylist) | beam.Map(print)
+        {'id': 7, 'price': 1.5}
+        {'id': 8, 'price': 2.0}
     """
 
     def __init__(self, contract: str | Contract, *, judge_keys: bool = True, key_shards: int = 16):
@@ -66,7 +56,7 @@ class Conform(beam.PTransform):
     def expand(self, rows: beam.PCollection) -> beam.PCollection:
         keys = self.contract.keys if self.judge_keys else ()
         if keys and not rows.is_bounded:
-            what = f"the contract {self.contract.name!r} declares the key ({', '.join(keys[0])}), and keys cannot be judged over input that never ends"
+            what = f"{self.contract.name!r} declares the key ({', '.join(keys[0])}), and keys cannot be judged over input that never ends"
             raise ConfigError(Problem(what, self.label, "say Conform(…, judge_keys=False) and let an upserting sink keep the key"))
         fitted = apply_batches(rows, "Fit", _ConformFn(self.label, self.contract))
         for key in keys:
@@ -93,126 +83,3 @@ class _ConformFn(BatchFn):
         yield judged.rows.filter(pa.array(~judged.bad))
         bad = np.flatnonzero(judged.bad)
         yield letters_of_rows(self.step, batch.take(pa.array(bad)), [judged.reason(i) for i in bad], [judged.detail(i) for i in bad])
-
-
-@dataclass
-class Judgement:
-    """A batch in the shape of a contract, all of its rows, and everything that is wrong with some of them."""
-
-    rows: RowBatch
-    failures: list[Failure] = field(default_factory=list)
-    dropped: int = 0
-
-    @property
-    def bad(self) -> Mask:
-        return either((f.rows for f in self.failures), self.rows.num_rows)
-
-    def reason(self, row: int) -> str:
-        return next(f.reason for f in self.failures if f.rows[row])
-
-    def detail(self, row: int) -> str:
-        return "; ".join(f.of(row) for f in self.failures if f.rows[row])
-
-
-def conform(batch: RowBatch, contract: Contract) -> Judgement:
-    """Judges a batch by a contract: a pure function over columns, nothing is split yet."""
-    names = batch.schema.names
-    if len(set(names)) < len(names):
-        twice = sorted({n for n in names if names.count(n) > 1})
-        raise ContractError(f"two columns have the same name: {', '.join(twice)}")
-    given = dict(zip(names, batch.columns, strict=True))
-    shape = _Shape(contract, {})
-    for column in contract.columns:
-        values = given.pop(column.name, None)
-        shape.add_column(column, pa.nulls(batch.num_rows, column.type) if values is None else values)
-    for name in RESERVED:
-        if name in given:
-            shape.columns.setdefault(name, given.pop(name))
-    for name, values in given.items():
-        shape.add_new(name, values)
-    fields = [pa.field(name, values.type) for name, values in shape.columns.items()]
-    rows = RowBatch.from_arrays(list(shape.columns.values()), schema=pa.schema(fields))
-    return Judgement(rows, shape.failures, shape.dropped)
-
-
-@dataclass
-class _Shape:
-    """The columns on their way out, and what the policies decide about each."""
-
-    contract: Contract
-    columns: dict[str, pa.Array]
-    variants: dict[str, pa.Array] = field(default_factory=dict)
-    failures: list[Failure] = field(default_factory=list)
-    dropped: int = 0
-
-    def add_column(self, column: Column, values: pa.Array) -> None:
-        judged = judge(values, column)
-        policy = self.contract.changed_types
-        if policy == "evolve" and _wider(values, column):
-            self.columns[column.name] = plainly(values)
-            self.failures += [f for f in judged.failures if f.reason != "not_castable"]
-            return
-        if policy == "freeze" and judged.unfit:
-            first = judged.unfit[0]
-            raise ContractError(f"the contract {self.contract.name!r} freezes its types: {first.of(int(np.flatnonzero(first.rows)[0]))}")
-        if policy in ("drop_value", "variant") and not column.required:
-            judged = self._let_go(column, values, judged, keep=policy == "variant")
-        self.columns[column.name] = judged.values
-        self.failures += judged.failures
-
-    def _let_go(self, column: Column, values: pa.Array, judged: Judged, keep: bool) -> Judged:
-        """Takes the values that do not fit out of a column: into its variant, or away and counted."""
-        unfit = either((f.rows for f in judged.unfit), len(values))
-        if keep:
-            if plainly(values[:0]).type != column.type:
-                self.columns[column.name] = judged.values
-                self.columns[column.name + VARIANT] = json_text(without(plainly(values), ~unfit))
-        else:
-            self.dropped += int(unfit.sum())
-        if not unfit.any():
-            return judged
-        left = [Failure(**{**vars(f), "rows": f.rows & ~unfit}) for f in judged.failures]
-        return Judged(without(judged.values, unfit), [f for f in left if f.rows.any()])
-
-    def add_new(self, name: str, values: pa.Array) -> None:
-        policy = self.contract.new_columns
-        present = mask(pc.is_valid(values))
-        if policy == "evolve" or self._is_variant(name, values):
-            self.columns[name] = values
-        elif policy == "variant":
-            self.columns[name + VARIANT] = json_text(plainly(values))
-        elif policy == "drop_value":
-            self.dropped += int(present.sum())
-        elif present.any() and policy == "freeze":
-            raise ContractError(f"the contract {self.contract.name!r} freezes its columns, and {name!r} is not one of them")
-        elif present.any():
-            self.failures.append(Failure(present, "new_column", name, "is not in the contract", values))
-
-    def _is_variant(self, name: str, values: pa.Array) -> bool:
-        """Whether this is a variant column of an earlier pass: a replayed row has one."""
-        base = name.removesuffix(VARIANT)
-        kept = self.contract.changed_types if base in self.contract.schema.names else self.contract.new_columns
-        return base != name and kept == "variant" and values.type == pa.string() and name not in self.columns
-
-
-def _wider(values: pa.Array, column: Column) -> bool:
-    """Whether a column comes in a type that holds all the contract's type holds, and more; text is no such type."""
-    incoming = plainly(values[:0]).type
-    return incoming != column.type and kind(incoming) not in ("string", "null") and holds_all(column.type, incoming)
-
-
-def json_text(values: pa.Array) -> pa.Array:
-    """Each value as JSON text; null stays null."""
-    if pa.types.is_nested(values.type):
-        return pa.array(_json_of(values), pa.string())
-    distinct = values.dictionary_encode()
-    return pa.array(_json_of(distinct.dictionary), pa.string()).take(distinct.indices)
-
-
-def _json_of(values: pa.Array) -> Iterator[str | None]:
-    for value in values.to_pylist():
-        yield None if value is None else json.dumps(value, ensure_ascii=False, default=_json_default)
-
-
-def _json_default(value: Any) -> Any:
-    return value.hex() if isinstance(value, bytes) else value.isoformat() if hasattr(value, "isoformat") else str(value)

@@ -58,7 +58,7 @@ class _FilterFn(BatchFn):
             _check(self.expressions, batch.schema)
             self.bound = batch.schema
         values, failed = self.expressions.compute(batch)
-        kept = mask(values["condition"])
+        kept = mask(values["condition"].cast(pa.bool_()))
         rejected = failed.get("condition", np.zeros(batch.num_rows, bool))
         count(self.step, ROWS_FILTERED, int((~kept & ~rejected).sum()))
         yield batch if kept.all() else batch.filter(pa.array(kept))
