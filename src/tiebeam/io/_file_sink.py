@@ -29,7 +29,6 @@ from tiebeam.io._manifest import committed_files
 from tiebeam.io._publication import STAGED, discard, publish, retire, staging_of
 from tiebeam.io._ranges import Ranges
 from tiebeam.options import option
-from tiebeam.rows import RowBatch
 from tiebeam.rows import RowBatch, concat
 from tiebeam.staging import Staged
 
