@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.types as t
 from apache_beam.transforms.window import TimestampedValue
 
-from tiebeam.connectors import Sink, Source, Staged
+from tiebeam.connectors import Sink, Source
 from tiebeam.dead_letters import Letters, letters_of_rows
 from tiebeam.errors import ConfigError, Problem, TransientError
 from tiebeam.io._duckdb import columns_of, connect, first_row, full_name, kind_of, quoted, quoted_table, reaching, transaction
@@ -35,6 +35,7 @@ from tiebeam.io._event_time import event_times, where_possible
 from tiebeam.io._typed_files import cast, joined, rebuilt, with_positions
 from tiebeam.options import option
 from tiebeam.rows import MAX_BATCH_ROWS, ROW_TIME, RowBatch, cut, one_batch, timestamp_of, with_column
+from tiebeam.staging import Staged
 from tiebeam.steps import BatchFn, apply_batches
 
 STALE_SECS = 24 * 3600
@@ -237,21 +238,20 @@ class WriteToDuckDB(Sink):
 
     def discard(self, run_id: str) -> None:
         shutil.rmtree(self._folder(run_id), ignore_errors=True)
+        for folder in (self._folder(run_id).parent, _staging(self.path)):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
     def _folder(self, run_id: str) -> Path:
         return _staging(self.path) / _file_name(run_id) / _file_name(full_name(self.table))
 
     def _sweep(self, run_id: str) -> None:
         """Removes what this run has staged for the table, and all of runs that have staged nothing for a day: they are dead."""
-        staging = _staging(self.path)
-        self.discard(run_id)
-        for run in staging.iterdir() if staging.exists() else ():
-            with contextlib.suppress(OSError):
+        for run in _staging(self.path).glob("*"):
+            with contextlib.suppress(OSError):  # others sweep too
                 if max(p.stat().st_mtime for p in (run, *run.rglob("*"))) < time.time() - STALE_SECS:
                     shutil.rmtree(run, ignore_errors=True)
-        for folder in (self._folder(run_id).parent, staging):
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        self.discard(run_id)
 
 
 class _Writer:

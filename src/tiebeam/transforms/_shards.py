@@ -17,7 +17,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from tiebeam.errors import ConfigError, Problem
