@@ -146,7 +146,7 @@ class _PutTogetherFn(BatchFn):
         self.held = {}
 
     def process(self, element, timestamp=beam.DoFn.TimestampParam, window=beam.DoFn.WindowParam):
-        if type(element).__module__.startswith("pandas."):
+        if type(element).__module__.partition(".")[0] == "pandas":
             yield from self._placed(self._fit_frame(element), window, timestamp)
             return
         rows = self.held.setdefault(window, [])
