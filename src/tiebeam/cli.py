@@ -6,6 +6,7 @@ rejected; 130 interrupted. Beam and Arrow are loaded only by the verbs that need
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
 from dataclasses import MISSING
@@ -104,7 +105,9 @@ def _describe(argv: list[str]) -> int:
     elif name in registry.modules("connectors"):
         about = _about_connector(name)
     else:
-        registry.pipeline(name)  # says which name is nearest
+        known = [*registry.modules("pipelines"), *registry.modules("connectors")]
+        near = difflib.get_close_matches(name, known, n=1)
+        raise ConfigError(Problem(f"there is no pipeline or connector called {name!r}", fix=f"did you mean {near[0]}?" if near else "see tiebeam list"))
     print(json.dumps(about, indent=2) if as_json else _page(about))
     return 0
 

@@ -21,13 +21,13 @@ from apache_beam.testing.util import assert_that, equal_to, is_empty
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tiebeam.connectors import Staged
 from tiebeam.dead_letters import Letters
 from tiebeam.delivery import Delivery
 from tiebeam.errors import ConfigError, TransientError
 from tiebeam.io import _duckdb
 from tiebeam.io.duckdb import ReadFromDuckDB, WriteToDuckDB
 from tiebeam.rows import MAX_BATCH_ROWS, RESERVED, RowBatch, concat, cut
+from tiebeam.staging import Staged
 
 UTC = dt.UTC
 

@@ -12,7 +12,7 @@ import pytest
 from tiebeam import cli
 
 GOOD = [{"id": i, "shop": "ab"[i % 2], "net": i / 4} for i in range(100)]
-BAD = ['{"id": 7, "shop": "a", "net": ', '{"id": "seven", "shop": "a", "net": 1.5}']
+BAD = ['{"id": 7, "shop": "a", "net": ', '{"id": 7, "shop": "a", "id": 8, "net": 1.5}']
 
 
 @pytest.fixture

@@ -85,9 +85,13 @@ def from_text(text: pa.Array, kind: pa.DataType) -> pa.Array:
     if t.is_decimal(kind):
         text = _where(text, pc.match_substring_regex(text, r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"))
     if t.is_integer(kind):
-        text = _where(text, pc.match_substring_regex(text, r"^[+-]?\d+$"))
+        text = _where(text, pc.match_substring_regex(text, r"^[+-]?(0|[1-9]\d*)$"))
         text = pc.replace_substring_regex(text, r"^\+", "")
-    return where_possible(lambda v: v.cast(kind), text)
+    values = where_possible(lambda v: v.cast(kind), text)
+    if t.is_floating(kind):
+        beyond = pc.and_(pc.is_inf(values), pc.match_substring_regex(text, r"\d"))
+        values = _where(values, pc.invert(pc.fill_null(beyond, False)))
+    return values
 
 
 def _where(values: pa.Array, mask: pa.Array) -> pa.Array:

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.types as t
 from apache_beam.transforms.window import TimestampedValue
 
-from tiebeam.connectors import Sink, Source, Staged
+from tiebeam.connectors import Sink, Source
 from tiebeam.dead_letters import Letters, letters_of_rows
 from tiebeam.errors import ConfigError, Problem, TransientError
 from tiebeam.io._duckdb import columns_of, connect, first_row, full_name, kind_of, quoted, quoted_table, reaching, transaction
@@ -35,6 +35,7 @@ from tiebeam.io._event_time import event_times, where_possible
 from tiebeam.io._typed_files import cast, joined, rebuilt, with_positions
 from tiebeam.options import option
 from tiebeam.rows import MAX_BATCH_ROWS, ROW_TIME, RowBatch, cut, one_batch, timestamp_of, with_column
+from tiebeam.staging import Staged
 from tiebeam.steps import BatchFn, apply_batches
 
 STALE_SECS = 24 * 3600

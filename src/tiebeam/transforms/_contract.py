@@ -103,7 +103,9 @@ class Contract:
         rows = []
         for column in self.columns:
             rules = ["required"] * column.required + [str(rule) for rule in column.rules]
-            rules += [f"unique{' with ' + ', '.join(set(k) - {column.name}) if len(k) > 1 else ''}" for k in self.keys if column.name in k]
+            for key in (k for k in self.keys if column.name in k):
+                others = [name for name in key if name != column.name]
+                rules.append("unique" + (f" with {', '.join(others)}" if others else ""))
             rows.append((column.name, str(column.type), "; ".join(rules)))
         return rows
 

@@ -27,6 +27,7 @@ _TEXT_FORMATS = {
     "uri": r"^[A-Za-z][A-Za-z0-9+.-]*:\S+$",
     "ipv4": r"^((25[0-5]|2[0-4]\d|1?\d?\d)(\.|$)){4}$",
 }
+_NOT_JUDGED = {"uniqueItems", "minProperties", "maxProperties", "multipleOf"}
 _ELSEWHERE = "to have it judged elsewhere, add `customProperties: [{property: judged_elsewhere, value: true}]` to it"
 
 
@@ -44,6 +45,9 @@ class Demands:
     def known_keys(self, given: dict[str, Any], known: set[str], path: str) -> None:
         for key in given:
             if key not in known:
+                if key in _NOT_JUDGED:
+                    self.wrong(f"{path}.{key}", "cannot be judged here", "remove it, or judge it by a Derive or Filter behind Conform")
+                    continue
                 near = difflib.get_close_matches(str(key), known, n=1)
                 fix = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
                 self.wrong(f"{path}.{key}", "is not known here", fix)

@@ -74,8 +74,8 @@ class Expressions:
         if "error_message" in tree:
             return wrong(tree["error_message"].splitlines()[0], "write one SQL expression, such as amount * 0.92")
         select = tree["statements"][0]["node"]
-        whole = select["select_list"] if select["type"] == "SELECT_NODE" else []
-        if len(tree["statements"]) != 1 or len(whole) != 1 or select["from_table"]["type"] != "EMPTY" or whole[0].get("alias"):
+        whole = select.pop("select_list", [])
+        if len(tree["statements"]) != 1 or len(whole) != 1 or whole[0].get("alias") or select != _nothing_else():
             return wrong("this is more than one expression", "write one SQL expression, without SELECT, FROM, AS or ;")
         for reason in dict.fromkeys(self._refusals(whole[0])):
             wrong(reason, "an expression looks at one row; use Aggregate or MapBatches for more")
@@ -180,6 +180,14 @@ def _connect() -> Any:
 
 def _parse(engine: Any, text: str) -> dict[str, Any]:
     return json.loads(engine.execute("SELECT json_serialize_sql(?)", [f"SELECT\n{text}\n"]).fetchall()[0][0])
+
+
+@cache
+def _nothing_else() -> dict[str, Any]:
+    """The parse tree around an expression to which no FROM, WHERE or other clause is added."""
+    select = _parse(_connect(), "1")["statements"][0]["node"]
+    del select["select_list"]
+    return select
 
 
 @cache

@@ -258,4 +258,6 @@ def _same(given: Any, kept: Any) -> bool:
         return len(given) == len(kept) and all(map(_same, given, kept))
     if isinstance(kept, float) and math.isnan(kept):
         return isinstance(given, float) and math.isnan(given)
-    return type(given) is not bool and given == kept if not isinstance(kept, bool) else given is kept or bool(given == kept)
+    if isinstance(kept, datetime.datetime) and isinstance(given, datetime.datetime) and kept.tzinfo and given.tzinfo:
+        return given.astimezone(datetime.UTC) == kept.astimezone(datetime.UTC)  # an hour that was twice equals nothing else
+    return isinstance(given, bool) == isinstance(kept, bool) and bool(given == kept)
