@@ -18,7 +18,7 @@ from apache_beam.transforms.window import GlobalWindows, TimestampedValue
 
 from tiebeam.dead_letters import Letters, letters_of_rows
 from tiebeam.errors import ConfigError, Problem
-from tiebeam.rows import ROW_CHANGE, ROW_POSITION, RowBatch, concat, cut, timestamp_of
+from tiebeam.rows import MAX_BATCH_ROWS, ROW_CHANGE, ROW_POSITION, RowBatch, concat, cut, timestamp_of
 from tiebeam.steps import BatchFn, apply_batches
 from tiebeam.transforms._rules import Mask, mask
 from tiebeam.transforms._shards import split
@@ -56,7 +56,7 @@ class _KeepFirstFn(BatchFn):
         self.key = list(key)
 
     def process(self, element):
-        for result in super().process(element):
+        for result in _in_full(super().process(element)):
             yield TimestampedValue(result, timestamp_of(result)) if isinstance(result, RowBatch) else result
 
     def apply(self, shard: tuple[int, Iterable[RowBatch]]) -> Iterator[RowBatch | Letters]:
@@ -104,6 +104,21 @@ class _KeepFirstFn(BatchFn):
                 details.append(f"{', '.join(self.key)}: {', '.join(map(str, key))} is already taken{by}")
         yield from cut(rows.take(pa.array(list(winners.values()), pa.int64())))
         yield letters_of_rows(self.step, rows.take(pa.array(losers, pa.int64())), "duplicate_key", details)
+
+
+def _in_full(results: Iterable[Any]) -> Iterator[Any]:
+    """Joins what a shard got of many small batches: what comes after a key should not pay for how it was judged."""
+    held: list[RowBatch] = []
+    for result in results:
+        if not isinstance(result, RowBatch):
+            yield result
+        elif held and (held[0].schema != result.schema or sum(b.num_rows for b in held) + result.num_rows > MAX_BATCH_ROWS):
+            yield concat(held)
+            held = [result]
+        else:
+            held.append(result)
+    if held:
+        yield concat(held)
 
 
 def _rank(row: dict[str, Any]) -> tuple[bool, str, str]:
