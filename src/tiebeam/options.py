@@ -40,9 +40,8 @@ class Secret:
         try:
             return os.environ[rest] if scheme == "env" else Path(rest).read_text(encoding="utf-8").strip()
         except (KeyError, OSError) as e:
-            raise ConfigError(
-                Problem(f"the secret {self.reference} cannot be read here ({type(e).__name__})", fix="provide it on every worker")
-            ) from None
+            what = f"the secret {self.reference} cannot be read here ({type(e).__name__})"
+            raise ConfigError(Problem(what, fix="provide it on every worker")) from None
 
 
 @dataclass(frozen=True)
@@ -159,15 +158,15 @@ def _kind(hint: Any) -> tuple[Any, bool]:
     return typing.get_origin(hint) or hint, optional
 
 
-@typing.dataclass_transform(field_specifiers=(option, role))
 class Declared:
     """Base of every class whose fields are options: a subclass is a dataclass, and its values are checked when it is made."""
 
     keyword_only: typing.ClassVar[bool] = False
+    __init__: typing.ClassVar[Callable[..., None]]  # dataclass_transform takes an option whose default is positional for required
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        dataclasses.dataclass(cls, eq=False, repr=False, kw_only=cls.keyword_only)  # type: ignore[call-overload]
+        dataclasses.dataclass(cls, eq=False, repr=False, kw_only=cls.keyword_only)
 
     def __post_init__(self):
         problems = []
@@ -186,7 +185,7 @@ class Declared:
         if problems:
             raise ConfigError(*problems)
 
-    def check(self) -> Iterable[Problem]:
+    def check(self) -> Iterable[Problem | tuple[str, ...]]:
         """Override to report what is wrong between options; nothing outside is reached here."""
         return ()
 
@@ -206,12 +205,7 @@ class JobOptions(Declared):
         example="rejected/",
     )
     max_rejected_ratio: float = option(
-        1.0,
-        help="Publish nothing when more than this share of the rows read was rejected",
-        unit="share of rows",
-        low=0,
-        high=1,
-        example="0.01",
+        1.0, help="Publish nothing when more than this share of the rows read was rejected", low=0, high=1, example="0.01"
     )
     run_id: str | None = option(
         None,
@@ -250,7 +244,7 @@ def parse(cls: type, argv: list[str], find: Callable[[str, str], type], known_el
     foreign = known_elsewhere() if unknown else set()
     for name in unknown:
         if name in foreign:
-            rest += _again(name, given[name])
+            rest += [f"--{name}" if value is None else f"--{name}={value}" for value in given[name]]
         else:
             near = difflib.get_close_matches(name, [*specs, *foreign], n=1, cutoff=0.5)
             problems.append(Problem("there is no such option", f"--{name}", f"did you mean --{near[0]}?" if near else "see --help"))
@@ -298,14 +292,14 @@ def _split(argv: list[str], booleans: set[str]) -> tuple[dict[str, list[str | No
     return given, problems
 
 
-def _again(name: str, values: list[str | None]) -> list[str]:
-    return [f"--{name}" if v is None else f"--{name}={v}" for v in values]
+def _missing(o: Option, flag: str) -> Problem:
+    return Problem("is required", f"--{flag}", f"{o.help}, such as --{flag}={o.example}" if o.example else o.help)
 
 
 def _read_value(o: Option, flag: str, given: dict[str, list[str | None]], values: dict[str, Any], problems: list[Problem]) -> None:
     if flag not in given:
         if o.required:
-            problems.append(Problem("is required", f"--{flag}", f"{o.help}, such as --{flag}={o.example}" if o.example else o.help))
+            problems.append(_missing(o, flag))
         else:
             values[o.name] = o.default
         return
@@ -326,20 +320,17 @@ def _read_role(
     o: Option, given: dict[str, list[str | None]], specs: dict[str, Option], find: Callable[[str, str], type], problems: list[Problem]
 ) -> Any:
     name = (given.get(o.name) or [None if o.required else o.default])[-1]
-    if name is None:
-        if o.required:
-            problems.append(Problem("is required", f"--{o.name}", f"{o.help}, such as --{o.name}={o.example}" if o.example else o.help))
-        for flag in given:  # the options of an absent connector cannot be judged
-            if flag.startswith(f"{o.name}_"):
-                specs.setdefault(flag, o)
-        return None
+    if name is None and o.required:
+        problems.append(_missing(o, o.name))
+    orphans = [flag for flag in given if flag.startswith(f"{o.name}_")] if name is None and not o.required else []
+    problems += [Problem(f"belongs to a {o.role}, and none is chosen", f"--{flag}", f"add --{o.name}=NAME") for flag in orphans]
     try:
-        connector = find(o.role or "", name)
+        connector = find(o.role or "", name) if name else None
     except ConfigError as e:
         problems += [dataclasses.replace(p, where=f"--{o.name}") for p in e.problems]
-        for flag in given:
-            if flag.startswith(f"{o.name}_"):
-                specs.setdefault(flag, o)
+        connector = None
+    if connector is None:
+        specs |= {flag: o for flag in given if flag.startswith(f"{o.name}_")}  # whose connector is unknown cannot be judged
         return None
     values: dict[str, Any] = {}
     before = len(problems)

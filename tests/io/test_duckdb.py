@@ -21,12 +21,13 @@ from apache_beam.testing.util import assert_that, equal_to, is_empty
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tiebeam.connectors import Staged
 from tiebeam.dead_letters import Letters
 from tiebeam.delivery import Delivery
 from tiebeam.errors import ConfigError, TransientError
+from tiebeam.io import _duckdb
 from tiebeam.io.duckdb import ReadFromDuckDB, WriteToDuckDB
 from tiebeam.rows import MAX_BATCH_ROWS, RESERVED, RowBatch, concat, cut
+from tiebeam.staging import Staged
 
 UTC = dt.UTC
 
@@ -129,16 +130,10 @@ def test_a_query_and_a_view_are_one_stream_without_positions(db, options):
     read(db, source, check)
 
 
-def test_a_query_does_not_reach_python_variables(db):
-    numbers(db, 1)
-    secret = pa.table({"a": [1]})  # noqa: F841
-    with pytest.raises(ConfigError, match="secret"):
-        ReadFromDuckDB(db, query="SELECT * FROM secret").ping()
-
-
 def test_a_column_called_rowid_hides_no_rows(db):
     sql(db, "CREATE TABLE t AS SELECT 7 AS rowid, i FROM range(10) r(i)")
-    (found,) = ReadFromDuckDB(db, "t").read_range(*next(ReadFromDuckDB(db, "t").ranges()))
+    source = ReadFromDuckDB(db, "t")
+    (found,) = source.read_range(*next(source.ranges()), "read")
     assert found.to_pydict() == {"rowid": [7] * 10, "i": list(range(10))}
 
 
@@ -154,10 +149,10 @@ def test_a_table_written_while_its_ranges_are_read_is_an_error(db):
     numbers(db, 1000)
     source = ReadFromDuckDB(db, "t", rows_per_range=100)
     ranges = list(source.ranges())
-    assert sum(b.num_rows for b in source.read_range(*ranges[0])) == 100
+    assert sum(b.num_rows for b in source.read_range(*ranges[0], "read")) == 100
     sql(db, "UPDATE t SET i = i + 1")
     with pytest.raises(TransientError, match="was written while its ranges were read"):
-        list(source.read_range(*ranges[1]))
+        list(source.read_range(*ranges[1], "read"))
 
 
 def test_reading_where_this_process_writes_already(db):
@@ -169,8 +164,20 @@ def test_reading_where_this_process_writes_already(db):
 
 def test_sample_is_what_read_delivers(db):
     numbers(db, 10)
-    (whole,) = ReadFromDuckDB(db, "t", event_time="at").read_range(*next(ReadFromDuckDB(db, "t").ranges()))
-    assert ReadFromDuckDB(db, "t", event_time="at").sample(3) == whole.slice(0, 3)
+    source = ReadFromDuckDB(db, "t", event_time="at")
+    (whole,) = source.read_range(*next(source.ranges()), "read")
+    assert source.sample(3) == whole.slice(0, 3)
+
+
+@pytest.mark.parametrize("kind", ["TIMESTAMP", "TIMESTAMPTZ", "DATE"])
+def test_rows_without_an_event_time_are_refused_and_their_neighbours_are_not(db, kind):
+    sql(db, f"CREATE TABLE t (i BIGINT, sold {kind})")
+    sql(db, "INSERT INTO t VALUES (0, '2026-01-01'), (1, '2026-01-02'), (2, NULL), (3, 'infinity'), (4, '1582-01-01')")
+    with pipeline(db) as p:
+        rows = p | ReadFromDuckDB(db, "t", event_time="sold") | beam.FlatMap(lambda b: b.column("i").to_pylist())
+        assert_that(rows, equal_to([0, 1, 4]))
+    letters = sql(f"{db}.letters", "SELECT reason, row_position FROM letters ORDER BY row_position")
+    assert letters == [("bad_event_time", f"{db}#t:2"), ("bad_event_time", f"{db}#t:3")]
 
 
 def test_fingerprint_follows_the_content_of_the_table_only(db):
@@ -471,6 +478,14 @@ def test_an_aborted_writer_leaves_nothing(db):
     assert [p for p in Path(f"{db}.staging").rglob("*") if p.is_file()] == []
 
 
+def test_a_failed_run_discards_what_it_staged(db):
+    sink = WriteToDuckDB(db, "t")
+    stage(sink, "1", batch(i=[1]))
+    kept, _ = stage(WriteToDuckDB(db, "u"), "1", batch(i=[1]))
+    sink.discard("1")
+    assert [str(p) for p in Path(f"{db}.staging").rglob("*.arrow")] == [kept[0].handle]
+
+
 def test_old_stages_are_swept_and_young_ones_are_not(db):
     sink = WriteToDuckDB(db, "t")
     old, young = (Path(stage(sink, run_id, batch(i=[1]))[0][0].handle) for run_id in ("old", "young"))
@@ -569,6 +584,8 @@ def test_ping_of_the_sink_says_what_is_wrong_and_creates_nothing(db, tmp_path):
         WriteToDuckDB(db, "t", mode="upsert", key=("k",)).ping()
     with pytest.raises(ConfigError, match="v is a view"):
         WriteToDuckDB(db, "v").ping()
+    with pytest.raises(ConfigError, match="is no folder"):
+        WriteToDuckDB(f"{db}/x.duckdb", "t").ping()
 
 
 # ------------------------------------------------------------------------------------------------- other processes, deaths
@@ -598,13 +615,20 @@ def test_a_locked_file_is_told_with_its_holder_before_anything_moves(db, held):
             connector.ping()
 
 
-def test_a_locked_file_can_be_published_to_later(db, held):
+def test_a_locked_file_is_waited_for(db, held, monkeypatch):
     sink = WriteToDuckDB(db, "new", wait_secs=0)
     pieces, _ = stage(sink, "1", batch(i=[1]))
     with pytest.raises(TransientError, match=f"locked by process {held.pid}"):
         sink.publish("1", pieces)
-    held.stdin.close()
+    released = []
+
+    def release(secs):
+        held.stdin.close()
+        released.append(held.wait())
+
+    monkeypatch.setattr(_duckdb.time, "sleep", release)
     assert WriteToDuckDB(db, "new", wait_secs=30).publish("1", pieces)
+    assert released == [0]
     assert sql(db, "FROM new") == [(1,)]
 
 

@@ -94,6 +94,10 @@ def test_an_unknown_connector_hides_no_other_problem_and_its_options_are_not_jud
     ]
 
 
+def test_options_of_a_role_that_nobody_plays_are_refused():
+    assert problems("--source=shelf", "--sink_path=out") == [("--sink_path", "belongs to a sink, and none is chosen")]
+
+
 @pytest.mark.parametrize(
     ("flag", "nearest"),
     [

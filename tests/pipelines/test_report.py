@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tiebeam.dead_letters import letters, letters_of_rows
 from tiebeam.pipelines import _report
+from tiebeam.pipelines._account import Outcome
 from tiebeam.pipelines._figures import MINUS, change, dollars, percent, short_dollars, ticks, whole
 from tiebeam.pipelines._html import Markup, element
 
@@ -86,7 +87,9 @@ def warehouse(tmp_path_factory):
     return path
 
 
-ACCOUNT = _report.Account(f"run {HOSTILE}", 2.0, 1_012, 1_000, 12, {f"Step {HOSTILE}": {"rows_in": 7}}, [("output", HOSTILE)], HOSTILE)
+COUNTS = {f"Step {HOSTILE}": {"rows_in": 7}}
+OUTCOME = Outcome("retail", f"run {HOSTILE}", HOSTILE, seconds=2.0, read=1_012, accepted=1_000, rejected=12, counts=COUNTS)
+PLACES = [("output", HOSTILE)]
 
 
 def rejected():
@@ -95,9 +98,9 @@ def rejected():
     return [row for found in (typed, raw) for row in found.batch.to_pylist()]
 
 
-def render(warehouse, rows=(), account=ACCOUNT):
+def render(warehouse, rows=(), outcome=OUTCOME):
     with duckdb.connect(str(warehouse), read_only=True) as db:
-        return _report.render(db, list(rows), account)
+        return _report.render(db, list(rows), outcome, PLACES)
 
 
 def test_text_from_outside_stays_text(warehouse):
@@ -128,7 +131,7 @@ def test_every_section_is_there_and_reached_from_the_navigation(warehouse):
 def test_the_account_says_whether_every_row_is_accounted_for(warehouse):
     whole_account = Page(render(warehouse)).words
     assert "1,012 rows read = 1,000 accepted + 12 rejected" in whole_account and "Every row is accounted for." in whole_account
-    short = Page(render(warehouse, account=_report.Account("r", 1.0, 10, 8, 1))).words
+    short = Page(render(warehouse, outcome=Outcome("retail", "r", "FnApiRunner", read=10, accepted=8, rejected=1))).words
     assert "10 rows read ≠ 8 accepted + 1 rejected" in short and "do not reconcile" in short
 
 
@@ -156,8 +159,8 @@ def test_letters_are_those_of_the_run_in_order_of_position(tmp_path):
 
 def test_writing_replaces_the_page_in_one_step(warehouse, tmp_path):
     path = tmp_path / "deep/er/report.html"
-    assert _report.write(path, warehouse, [], ACCOUNT) == path
-    _report.write(path, warehouse, rejected(), ACCOUNT)
+    assert _report.write(path, warehouse, [], OUTCOME) == path
+    _report.write(path, warehouse, rejected(), OUTCOME)
     assert [f.name for f in path.parent.iterdir()] == ["report.html"]
     assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
 

@@ -11,11 +11,12 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tiebeam.connectors import Sink, Source, Staged
+from tiebeam.connectors import Sink, Source
 from tiebeam.dead_letters import Letters, letters, letters_of_rows
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.options import option
 from tiebeam.rows import ROW_POSITION, RowBatch
+from tiebeam.staging import Staged
 from tiebeam.steps import BatchFn, apply_batches
 
 SCHEMA = pa.schema([("n", pa.int64()), ("word", pa.string()), (ROW_POSITION, pa.string())])
@@ -140,3 +141,12 @@ def on_shelf(path: str | Path) -> list[dict[str, Any]]:
 def staged_on_shelf(path: str | Path) -> list[Path]:
     """What was staged there and is not visible."""
     return sorted(Path(path).glob("_staged/*"))
+
+
+def shelf_table(path: str | Path) -> pa.Table | None:
+    """The visible rows of a shelf as one table, None when there are none."""
+    tables = []
+    for file in sorted(Path(path).glob("*.arrow")):
+        with pa.OSFile(str(file)) as source:
+            tables.append(pa.ipc.open_file(source).read_all())
+    return pa.concat_tables(tables, promote_options="default") if tables else None

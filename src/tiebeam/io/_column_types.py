@@ -59,19 +59,6 @@ def _wider(column: str, one: pa.DataType, other: pa.DataType) -> pa.DataType:
     raise ConflictError(column, one, other)
 
 
-def rebuilt(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
-    """The same type with every leaf changed, inside lists, structs and maps too."""
-    if t.is_struct(kind):
-        return pa.struct([f.with_type(rebuilt(f.type, change)) for f in kind])
-    if t.is_map(kind):
-        return pa.map_(rebuilt(kind.key_type, change), rebuilt(kind.item_type, change))
-    if _is_any_list(kind) or t.is_fixed_size_list(kind):
-        inner = rebuilt(kind.value_type, change)
-        size = kind.list_size if t.is_fixed_size_list(kind) else -1
-        return kind if inner == kind.value_type else pa.list_(kind.value_field.with_type(inner), size)
-    return change(kind)
-
-
 def _decoded(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if t.is_dictionary(kind) or t.is_run_end_encoded(kind) else kind
 

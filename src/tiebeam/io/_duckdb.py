@@ -29,7 +29,6 @@ def connect(path: str, *, read_only: bool, wait_secs: float = 0) -> Iterator[Any
             time.sleep(0.1)
     with contextlib.closing(con):
         con.execute("SET SESSION TimeZone = 'UTC'")
-        con.execute("SET SESSION python_enable_replacements = false")  # a query must not reach our variables
         yield con
 
 

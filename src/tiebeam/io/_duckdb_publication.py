@@ -12,8 +12,9 @@ import pyarrow.types as t
 
 from tiebeam import __version__
 from tiebeam.errors import ConfigError, Problem
-from tiebeam.io._column_types import ConflictError, fits, rebuilt, widest
+from tiebeam.io._column_types import ConflictError, fits, widest
 from tiebeam.io._duckdb import columns_of, first_row, full_name, kind_of, listed, quoted, quoted_table
+from tiebeam.io._typed_files import cast, rebuilt
 from tiebeam.rows import ROW_CHANGE, ROW_POSITION, ROW_TIME, RowBatch
 
 LEDGER = "tiebeam_ledger"
@@ -154,7 +155,7 @@ def _conformed(batch: RowBatch, schema: pa.Schema) -> RowBatch:
     columns = []
     for field in schema:
         column = batch.column(field.name) if field.name in batch.schema.names else pa.nulls(batch.num_rows, field.type)
-        columns.append(column if column.type == field.type else column.cast(field.type))
+        columns.append(cast(column, field.type))
     return RowBatch.from_arrays(columns, schema=schema)
 
 

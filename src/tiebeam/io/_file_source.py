@@ -92,6 +92,7 @@ class FileSource(Source):
         """A copy that holds what every worker must agree on, found out once when the graph is built."""
         prepared = copy.copy(self)
         prepared._partitions = partition_types(f.path for f in found)
+        prepared.is_prepared = True
         return prepared
 
     @property
@@ -106,6 +107,7 @@ class FileSource(Source):
     def __post_init__(self):
         super().__post_init__()
         self._partitions: dict[str, pa.DataType] = {}
+        self.is_prepared = False
 
     def check(self) -> Iterable[Problem | tuple[str, str, str]]:
         if self.event_time_format not in ("iso", *UNIX) and "%" not in self.event_time_format:

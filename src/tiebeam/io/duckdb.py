@@ -26,20 +26,22 @@ import pyarrow.compute as pc
 import pyarrow.types as t
 from apache_beam.transforms.window import TimestampedValue
 
-from tiebeam.connectors import Sink, Source, Staged
+from tiebeam.connectors import Sink, Source
 from tiebeam.dead_letters import Letters, letters_of_rows
 from tiebeam.errors import ConfigError, Problem, TransientError
-from tiebeam.io._column_types import rebuilt
 from tiebeam.io._duckdb import columns_of, connect, first_row, full_name, kind_of, quoted, quoted_table, reaching, transaction
 from tiebeam.io._duckdb_publication import EXTENSIONS, LEDGER, Publication, is_noted, note
+from tiebeam.io._event_time import event_times, where_possible
+from tiebeam.io._typed_files import cast, joined, rebuilt, with_positions
 from tiebeam.options import option
-from tiebeam.rows import MAX_BATCH_ROWS, ROW_POSITION, ROW_TIME, RowBatch, cut, one_batch, timestamp_of, with_column
+from tiebeam.rows import MAX_BATCH_ROWS, ROW_TIME, RowBatch, cut, one_batch, timestamp_of, with_column
+from tiebeam.staging import Staged
 from tiebeam.steps import BatchFn, apply_batches
 
 STALE_SECS = 24 * 3600
 
 _ROWID = "_tiebeam_rowid"
-_UTC = pa.timestamp("us", tz="UTC")
+_INFINITY = 2**63 - 1
 
 _publishing = threading.Lock()
 
@@ -49,8 +51,13 @@ class ReadFromDuckDB(Source):
 
     Out: the columns as DuckDB hands them to Arrow (UUID and JSON as text, TIMESTAMPTZ in UTC); `row_position`
         is `path#table:rowid` for a table, and absent for a query or a view.
-    Errors: a database that is written while its ranges are read stops the run.
+    Errors: rows whose `event_time` is null or infinite are refused as `bad_event_time`; a database that is written while its ranges are
+        read stops the run.
     Time: `row_time` is the column `event_time`, a date or a timestamp; one without zone counts as UTC.
+
+    Example:
+        >>> ReadFromDuckDB("shop.duckdb", "sales", event_time="sold_at")
+        ReadFromDuckDB(path='shop.duckdb', table='sales', event_time='sold_at')
     """
 
     path: str = option(help="Database file", example="shop.duckdb")
@@ -72,13 +79,14 @@ class ReadFromDuckDB(Source):
             return
         if self.event_time not in columns:
             raise ConfigError(Problem(f"there is no column {self.event_time!r}", "event_time", f"there are: {', '.join(columns)}"))
-        if not _is_time(kind := columns[self.event_time]):
+        kind = columns[self.event_time]
+        if not (t.is_timestamp(kind) or t.is_date(kind)):
             fix = f"use a query with CAST({quoted(self.event_time)} AS TIMESTAMPTZ)"
             raise ConfigError(Problem(f"column {self.event_time!r} is {kind}, neither a date nor a timestamp", "event_time", fix))
 
     def sample(self, rows: int) -> RowBatch | None:
         with reaching(self.path), connect(self.path, read_only=True) as con:
-            parts = list(self._batches(con, f"LIMIT {rows:d}"))
+            parts = [b for b in self._batches(con, f"LIMIT {rows:d}", self.label) if isinstance(b, RowBatch)]
         return one_batch(pa.Table.from_batches(parts)) if parts else None
 
     def fingerprint(self) -> str | None:
@@ -102,29 +110,38 @@ class ReadFromDuckDB(Source):
         for start in range(0, 0 if last is None else last + 1, self.rows_per_range):
             yield start, start + self.rows_per_range, state
 
-    def read_range(self, start: int, end: int, state: int) -> Iterator[RowBatch]:
+    def read_range(self, start: int, end: int, state: int, step: str) -> Iterator[RowBatch | Letters]:
         """Reads one range; raises TransientError when the file is no longer what it was when ranges were planned."""
         with connect(self.path, read_only=True, wait_secs=self.wait_secs) as con:
             if end and _state(self.path) != state:
                 raise TransientError(f"{self.path} was written while its ranges were read; run again when nobody writes it")
-            yield from self._batches(con, f"WHERE rowid >= {start:d} AND rowid < {end:d}" if end else "")
+            yield from self._batches(con, f"WHERE rowid >= {start:d} AND rowid < {end:d}" if end else "", step)
 
-    def _batches(self, con: Any, restriction: str) -> Iterator[RowBatch]:
+    def _batches(self, con: Any, restriction: str, step: str) -> Iterator[RowBatch | Letters]:
         rowids = f"rowid AS {_ROWID}, " if self._has_rowids(con) else ""
         # sql(), not execute(), which copies the whole result into memory first
         found = con.sql(f"SELECT {rowids}* FROM {self._relation()} {restriction}")
         for batch in found.to_arrow_reader(MAX_BATCH_ROWS):
-            yield from cut(self._with_reserved(batch))
+            for result in self._timed(self._placed(batch), step):
+                yield from (result,) if isinstance(result, Letters) else cut(result)
 
-    def _with_reserved(self, batch: RowBatch) -> RowBatch:
-        if _ROWID in batch.schema.names:
-            rowids = batch.column(_ROWID).cast(pa.string())
-            positions = pc.binary_join_element_wise(f"{self.path}#{self.table}", rowids, ":")
-            batch = with_column(batch.drop_columns([_ROWID]), ROW_POSITION, positions)
-        column = self.event_time or ROW_TIME
-        if column in batch.schema.names and _is_time(batch.schema.field(column).type):
-            batch = with_column(batch, ROW_TIME, _instants(batch.column(column)))
-        return batch
+    def _placed(self, batch: RowBatch) -> RowBatch:
+        if _ROWID not in batch.schema.names:
+            return batch
+        return with_positions(batch.drop_columns([_ROWID]), joined(f"{self.path}#{self.table}:", batch.column(_ROWID)))
+
+    def _timed(self, batch: RowBatch, step: str) -> Iterator[RowBatch | Letters]:
+        if self.event_time is None:
+            yield batch
+            return
+        times = event_times(batch.column(self.event_time), "iso", "UTC")
+        times = pc.if_else(pc.equal(pc.abs(times.cast(pa.int64())), _INFINITY), None, times)
+        batch = with_column(batch, ROW_TIME, times)
+        if times.null_count:
+            bad = batch.filter(times.is_null())
+            yield letters_of_rows(step, bad, "bad_event_time", [f"{self.event_time} is null or infinite"] * bad.num_rows)
+            batch = batch.filter(times.is_valid())
+        yield batch
 
     def _relation(self) -> str:
         return quoted_table(self.table) if self.table is not None else f"({(self.query or '').strip().rstrip(';')}\n)"
@@ -152,12 +169,13 @@ class _ReadFn(BatchFn):
         super().__init__(step)
         self.source = source
 
-    def apply(self, element: tuple[int, int, int]) -> Iterator[RowBatch]:
-        yield from self.source.read_range(*element)
+    def apply(self, element: tuple[int, int, int]) -> Iterator[RowBatch | Letters]:
+        yield from self.source.read_range(*element, self.step)
 
     def process(self, element):
-        for batch in super().process(element):
-            yield TimestampedValue(batch, timestamp_of(batch)) if ROW_TIME in batch.schema.names else batch
+        for result in super().process(element):
+            timed = self.source.event_time is not None and isinstance(result, RowBatch)
+            yield TimestampedValue(result, timestamp_of(result)) if timed else result
 
 
 class WriteToDuckDB(Sink):
@@ -170,6 +188,10 @@ class WriteToDuckDB(Sink):
     Delivery: exactly once: the same transaction notes the run in the table `tiebeam_ledger`.
     Time: of the rows of a run with one key the last by (`row_time`, `row_position`) wins; so does the run published last. With
         `row_change` = delete that row is deleted (upsert only, where `row_change` itself is not stored).
+
+    Example:
+        >>> WriteToDuckDB("shop.duckdb", "mart.sales", mode="upsert", key=("shop", "day"))
+        WriteToDuckDB(path='shop.duckdb', table='mart.sales', mode='upsert', key=('shop', 'day'))
     """
 
     modes: ClassVar[tuple[str, ...]] = ("append", "upsert", "replace")
@@ -194,8 +216,8 @@ class WriteToDuckDB(Sink):
 
     def ping(self) -> None:
         folder = next(p for p in Path(self.path).absolute().parents if p.exists())
-        if not os.access(folder, os.W_OK):
-            raise ConfigError(Problem(f"the folder {folder} cannot be written", self.path))
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise ConfigError(Problem(f"{folder} is no folder that can be written", self.path))
         if not Path(self.path).exists():
             return
         with reaching(self.path), connect(self.path, read_only=False) as con:
@@ -233,9 +255,8 @@ class WriteToDuckDB(Sink):
 
     def _sweep(self, run_id: str) -> None:
         """Removes what this run has staged for the table, and all of runs that have staged nothing for a day: they are dead."""
-        staging = _staging(self.path)
-        for run in staging.iterdir() if staging.exists() else ():
-            with contextlib.suppress(OSError):
+        for run in _staging(self.path).glob("*"):
+            with contextlib.suppress(OSError):  # others sweep too
                 if max(p.stat().st_mtime for p in (run, *run.rglob("*"))) < time.time() - STALE_SECS:
                     shutil.rmtree(run, ignore_errors=True)
         self.discard(run_id)
@@ -318,7 +339,7 @@ def _storable(batch: RowBatch) -> tuple[RowBatch, pa.Array]:
         kind = rebuilt(field.type, _nearest)
         if kind != field.type:
             given = batch.column(field.name)
-            taken = _where_possible(given, kind)
+            taken = where_possible(lambda values, kind=kind: cast(values, kind), given)
             lost = pc.or_(lost, pc.and_(taken.is_null(), given.is_valid()))
             stored = with_column(stored, field.name, taken)
     return stored, lost
@@ -333,34 +354,12 @@ def _nearest(kind: pa.DataType) -> pa.DataType:
         return pa.string()
     if t.is_binary_view(kind):
         return pa.binary()
-    if isinstance(kind, pa.BaseExtensionType) and kind.extension_name not in EXTENSIONS:
-        return rebuilt(kind.storage_type, _nearest)
-    return kind
-
-
-def _where_possible(values: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Casts what can be cast, halving the array around what cannot, which becomes null."""
-    try:
-        return values.cast(kind)
-    except pa.ArrowInvalid:
-        if len(values) == 1:
-            return pa.nulls(1, kind)
-        half = len(values) // 2
-        return pa.concat_arrays([_where_possible(values[:half], kind), _where_possible(values[half:], kind)])
+    unknown = isinstance(kind, pa.BaseExtensionType) and kind.extension_name not in EXTENSIONS
+    return _nearest(kind.storage_type) if unknown else kind
 
 
 def _nulls(batch: RowBatch, column: str) -> pa.Array:
     return batch.column(column).is_null() if column in batch.schema.names else pa.repeat(True, batch.num_rows)
-
-
-def _is_time(kind: pa.DataType) -> bool:
-    return t.is_timestamp(kind) or t.is_date(kind)
-
-
-def _instants(values: pa.Array) -> pa.Array:
-    if t.is_date(values.type):
-        values = values.cast(pa.timestamp("us"))
-    return values.cast(_UTC, safe=False)
 
 
 def _check_path(path: str) -> Iterator[Problem]:

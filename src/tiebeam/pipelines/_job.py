@@ -2,7 +2,8 @@
 
 A pipeline module offers `Options(JobOptions)` and `build(p, options)`. It may offer `finish(options, outcome)`, called
 after a successful run; `ACCEPTS`, the label of the step whose rows count as accepted (without it, those that the sinks
-staged do); and `main(argv, as_json)`, to run as something else than one graph.
+staged do); `READS`, the labels of the steps whose rows count as read (without it, all sources); and `main(argv, as_json)`,
+to run as something else than one graph.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ def execute(job: Job, *, prior_attempts: dict[str, int] | None = None) -> Outcom
             delivery.discard()
             raise JobFailedError(*explain(e)) from (e if logging.getLogger("tiebeam").isEnabledFor(logging.DEBUG) else None)
     outcome.seconds = time.monotonic() - started
-    account(outcome, result, labels, getattr(job.module, "ACCEPTS", None))
+    account(outcome, result, labels, getattr(job.module, "ACCEPTS", None), getattr(job.module, "READS", ()))
     if hasattr(job.module, "finish"):
         job.module.finish(job.options, outcome)
     return outcome

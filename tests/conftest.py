@@ -1,0 +1,23 @@
+"""What every test can use: the services of the lab, and a report of which of them were found, and how."""
+
+from __future__ import annotations
+
+import pytest
+
+from support import services
+
+
+def pytest_report_header() -> list[str]:
+    return ["services: " + line for line in services.report()]
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    if terminalreporter.config.get_verbosity() < 0:  # the header was not shown
+        for line in services.report():
+            terminalreporter.write_line("services: " + line)
+
+
+@pytest.fixture(scope="session")
+def prism():
+    """A Prism program; `prism.flags()` runs a job on it."""
+    return services.obtain("prism")

@@ -1,0 +1,56 @@
+"""Services that tests need: what there is of each, and which of them CI must have.
+
+A service is obtained by its module in `tiebeam.lab`, which takes the address given in the environment, else a program
+on this machine, else builds or starts one. Where it cannot be had its tests are skipped with the reason; with
+`CI=true` a service that CI needs fails them instead.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tiebeam.errors import ConfigError
+from tiebeam.lab import prism
+
+
+@dataclass(frozen=True)
+class Service:
+    """How a service is had, how to see whether it is here without making it, and why CI needs it, if it does."""
+
+    obtain: Callable[[], Any]
+    find: Callable[[], Any]
+    needed_in_ci: str | None = None
+
+
+SERVICES = {
+    "prism": Service(prism.obtain, prism.find, needed_in_ci="the proofs that Prism loses rows outside its safe mode"),
+}
+
+
+def obtain(name: str) -> Any:
+    """The service of that name; skips the test, or fails it in CI, where there is none."""
+    service = SERVICES[name]
+    try:
+        return service.obtain()
+    except ConfigError as e:
+        reason = "; ".join(p.what for p in e.problems)
+    if os.environ.get("CI") == "true" and service.needed_in_ci:
+        pytest.fail(f"CI needs {name}, for {service.needed_in_ci}: {reason}")
+    pytest.skip(f"no {name}: {reason}")
+
+
+def report() -> list[str]:
+    """One line per service: how it was found, or that it is not here."""
+    lines = []
+    for name, service in SERVICES.items():
+        try:
+            found = service.find()
+            lines.append(f"{name}: {found.how}: {found.path}" if found else f"{name}: not here (built when a test needs it)")
+        except ConfigError as e:
+            lines.append(f"{name}: {'; '.join(p.what for p in e.problems)}")
+    return lines
