@@ -79,14 +79,19 @@ def scattered(table: pa.Table, seed: int) -> list[list[pa.RecordBatch]]:
 
 def run(batches, aggregate, *flags) -> list[dict]:
     """The rows that a real pipeline gives."""
-    found: list[dict] = []
     with beam.Pipeline(runner="FnApiRunner", options=PipelineOptions(list(flags))) as p:
-        assert_that(p | beam.Create(batches) | aggregate, lambda results: _RESULTS.append(results))
+        assert_that(p | beam.Create(batches) | aggregate, keep)
     found = [row for batch in _RESULTS.pop() for row in batch.to_pylist()]
     return sorted(found, key=repr)
 
 
 _RESULTS: list = []
+
+
+def keep(found):
+    """Takes the results out of a pipeline that runs in this process."""
+    _RESULTS.append(found)
+
 
 times = st.none() | st.datetimes(dt.datetime(2026, 1, 1), dt.datetime(2026, 1, 1, 0, 5)).map(lambda t: t.replace(tzinfo=UTC))
 floats = st.none() | st.floats(allow_nan=False, allow_infinity=False, min_value=-1e12, max_value=1e12)
@@ -95,9 +100,25 @@ ints = st.none() | st.integers(-(10**6), 10**6)
 texts = st.none() | st.sampled_from(["a", "b", "", "ü", "zz"])
 
 
-def tables(size=60):
-    columns = {"key": texts, "flag": st.none() | st.booleans(), "x": floats, "odd": anything, "n": ints, "s": st.none() | st.text(max_size=3), "row_time": times}
-    kinds = {"key": pa.string(), "flag": pa.bool_(), "x": pa.float64(), "odd": pa.float64(), "n": pa.int64(), "s": pa.string(), "row_time": TIME}
+def tables(size=30):
+    columns = {
+        "key": texts,
+        "flag": st.none() | st.booleans(),
+        "x": floats,
+        "odd": anything,
+        "n": ints,
+        "s": st.none() | st.text(max_size=3),
+        "row_time": times,
+    }
+    kinds = {
+        "key": pa.string(),
+        "flag": pa.bool_(),
+        "x": pa.float64(),
+        "odd": pa.float64(),
+        "n": pa.int64(),
+        "s": pa.string(),
+        "row_time": TIME,
+    }
     rows = st.lists(st.fixed_dictionaries(columns), min_size=1, max_size=size)
     return rows.map(lambda rows: pa.table({c: pa.array([r[c] for r in rows], kind) for c, kind in kinds.items()}))
 
@@ -142,11 +163,11 @@ def test_results_do_not_depend_on_cut_order_or_bundle(table, seed):
 def test_sums_of_doubles_are_exact_and_rounded_once(values, seed):
     table = pa.table({"x": values})
     (row,) = reduce(Aggregate(total=Sum("x")), *scattered(table, seed)).to_pylist()
+    exact = sum(map(Fraction, values))
     try:
-        assert row["total"] == math.fsum(values)
+        assert row["total"] == float(exact)
     except OverflowError:
-        exact = sum(map(Fraction, values))
-        assert row["total"] == math.copysign(math.inf, exact) or abs(exact) < Fraction(1.8e308)
+        assert row["total"] == (math.inf if exact > 0 else -math.inf)
 
 
 def test_sums_of_doubles_of_all_sizes():
@@ -166,7 +187,8 @@ def test_agrees_with_sql(table, seed):
         high=Max("n"), text=Max("s"), mean=Mean("x"), var=Variance("x"), dev=StdDev("x", ddof=0),
     )  # fmt: skip
     ours = reduce(aggregate, *scattered(table, seed)).to_pylist()
-    sql = """select key, flag, count(*), count(x), fsum(x), sum(n), sum(flag::int), min(x), max(n), max(s), fsum(x) / count(x), var_samp(x), stddev_pop(x)
+    sql = """select key, flag, count(*), count(x), fsum(x), sum(n), sum(flag::int), min(x), max(n), max(s),
+                    fsum(x) / count(x), var_samp(x), stddev_pop(x)
              from rows group by all order by key nulls last, flag nulls last"""
     theirs = duckdb.connect().register("rows", table).execute(sql).fetchall()
     assert len(ours) == len(theirs)
@@ -243,11 +265,11 @@ def test_a_sum_of_integers_never_wraps():
 
 def test_a_sum_of_decimals_is_exact():
     largest = Decimal("9" * 36 + ".99")
-    assert only([largest, Decimal("0.01"), -largest], Sum("x"), pa.decimal128(38, 2)) == Decimal("0.01")
+    assert only([Decimal("0.01"), largest, largest.copy_negate()], Sum("x"), pa.decimal128(38, 2)) == Decimal("0.01")
     assert only([Decimal("1.5"), Decimal("-0.7")], Sum("x"), pa.decimal32(3, 1)) == Decimal("0.8")
     assert only([Decimal("1.50"), Decimal("2.25"), None], Mean("x"), pa.decimal128(5, 2)) == 1.875
-    table = pa.table({"x": pa.array([largest, Decimal("0.01")], pa.decimal128(38, 2))})
-    assert reduce(Aggregate(low=Sum("x")), table.slice(1).to_batches()).schema.field("low").type == pa.decimal128(38, 2)
+    table = pa.table({"x": pa.array([Decimal("0.01"), largest], pa.decimal128(38, 2))})
+    assert reduce(Aggregate(low=Sum("x")), table.slice(0, 1).to_batches()).schema.field("low").type == pa.decimal128(38, 2)
     with pytest.raises(OverflowError, match="decimal"):
         reduce(Aggregate(total=Sum("x")), table.to_batches())
 
@@ -271,7 +293,7 @@ def test_variance_survives_a_large_mean():
         ([Decimal("2.5"), Decimal("-1.5")], pa.decimal64(9, 1), Decimal("-1.5"), Decimal("2.5")),
         ([2**64 - 1, 1], pa.uint64(), 1, 2**64 - 1),
         (["b", "a"], pa.dictionary(pa.int8(), pa.string()), "a", "b"),
-        (["b", "a"], pa.string_view(), "a", "b"),
+        (["b", "a"], pa.large_string(), "a", "b"),
     ],
     ids=lambda value: str(value) if isinstance(value, pa.DataType) else None,
 )
@@ -347,7 +369,10 @@ def test_null_nan_and_zero_as_keys():
 
 def test_a_dictionary_column_is_the_same_key_as_a_plain_one():
     plain = pa.array(["a", "b", None])
-    bundles = [[pa.record_batch({"k": form})] for form in (plain, plain.dictionary_encode(), plain.cast(pa.large_string()), plain.cast(pa.string_view()))]
+    bundles = [
+        [pa.record_batch({"k": form})]
+        for form in (plain, plain.dictionary_encode(), plain.cast(pa.large_string()), plain.cast(pa.string_view()))
+    ]
     result = reduce(Aggregate(by=("k",), n=Count()), *bundles)
     assert result.to_pylist() == [{"k": "a", "n": 4}, {"k": "b", "n": 4}, {"k": None, "n": 4}]
     assert result.schema.field("k").type == pa.string()
@@ -371,16 +396,21 @@ def test_keys_keep_their_types():
 def test_a_column_that_is_null_in_one_batch_has_its_type_from_another():
     full, empty = pa.record_batch({"k": ["a"], "x": [1.5]}), pa.record_batch({"k": pa.nulls(1), "x": pa.nulls(1)})
     aggregate = Aggregate(by=("k",), shards=1, total=Sum("x"), low=Min("x"), top=TopK(1, "x"))
-    expected = [{"k": "a", "total": 1.5, "low": 1.5, "top": [{"value": 1.5, "weight": 1}]}, {"k": None, "total": None, "low": None, "top": []}]
+    expected = [
+        {"k": "a", "total": 1.5, "low": 1.5, "top": [{"value": 1.5, "weight": 1}]},
+        {"k": None, "total": None, "low": None, "top": []},
+    ]
     assert reduce(aggregate, [full, empty]).to_pylist() == reduce(aggregate, [empty], [full]).to_pylist() == expected
 
 
 def test_a_million_groups_keep_every_group():
     ids = np.random.default_rng(1).permutation(np.repeat(np.arange(1_000_000), 2))
     table = pa.table({"id": ids, "x": ids * 0.5})
-    result = reduce(Aggregate(by=("id",), total=Sum("x")), table.slice(0, 900_000).to_batches(65_536), table.slice(900_000).to_batches(65_536))
+    result = reduce(
+        Aggregate(by=("id",), total=Sum("x")), table.slice(0, 900_000).to_batches(65_536), table.slice(900_000).to_batches(65_536)
+    )
     assert result.column("id").equals(pa.chunked_array([np.arange(1_000_000)]))
-    assert result.column("total").to_numpy().tolist() == np.arange(1_000_000).astype(float).tolist()
+    assert (result.column("total").to_numpy() == np.arange(1_000_000)).all()
 
 
 def test_partial_states_are_handed_on_before_they_grow_too_large(monkeypatch):
@@ -392,12 +422,12 @@ def test_partial_states_are_handed_on_before_they_grow_too_large(monkeypatch):
 # In a pipeline
 
 MINUTE = dt.datetime(2026, 1, 1, 0, 1, tzinfo=UTC)
-ROWS = pa.table({"row_time": at(59, 0, 1) .to_pylist() + [MINUTE, MINUTE], "shop": ["a", "b", "a", "a", None], "x": [0.1, 0.2, 0.7, 4.0, 5.0]})  # fmt: skip
 
 
 def windowed_rows() -> list[pa.RecordBatch]:
-    schema = pa.schema([("row_time", TIME), ("shop", pa.string()), ("x", pa.float64())])
-    return ROWS.cast(schema).to_batches(2)
+    times = pa.array([*at(59, 0, 1).to_pylist(), MINUTE, MINUTE], TIME)
+    rows = pa.table({"row_time": times, "shop": ["a", "b", "a", "a", None], "x": [0.1, 0.2, 0.7, 4.0, 5.0]})
+    return rows.to_batches(2)
 
 
 def test_a_windowed_sum():
@@ -416,7 +446,7 @@ def test_windows_can_be_chained():
     with beam.Pipeline(runner="FnApiRunner") as p:
         minutes = p | beam.Create(windowed_rows()) | "Minutes" >> Aggregate(by=("shop",), window="1m", total=Sum("x"))
         days = minutes | "Days" >> Aggregate(window="1d", total=Sum("total"), n=Count())
-        assert_that(days, lambda found: _RESULTS.append(found))
+        assert_that(days, keep)
     (batch,) = _RESULTS.pop()
     start = dt.datetime(2026, 1, 1, tzinfo=UTC)
     assert batch.to_pylist() == [{"window_start": start, "total": 10.0, "n": 4, "row_time": start}]
@@ -429,7 +459,7 @@ def test_results_are_stamped_with_their_time():
 
     with beam.Pipeline(runner="FnApiRunner") as p:
         stamps = p | beam.Create(windowed_rows()) | Aggregate(by=("shop",), window="1m") | beam.ParDo(_StampFn())
-        assert_that(stamps, lambda found: _RESULTS.append(found))
+        assert_that(stamps, keep)
     found = _RESULTS.pop()
     assert found
     assert all(stamp == earliest for stamp, earliest in found)
@@ -437,9 +467,10 @@ def test_results_are_stamped_with_their_time():
 
 def test_windows_of_the_input_do_not_split_groups():
     with beam.Pipeline(runner="FnApiRunner") as p:
-        cut = p | beam.Create([pa.record_batch({"x": [1]})] * 3) | beam.Map(lambda b: beam.window.TimestampedValue(b, id(b) % 7 * 100))
-        result = cut.with_output_types(pa.RecordBatch) | beam.WindowInto(FixedWindows(10)) | Aggregate(n=Count())
-        assert_that(result, lambda found: _RESULTS.append(found))
+        stamp = beam.Map(lambda batch: beam.window.TimestampedValue(batch, 100 * batch.column("x")[0].as_py()))
+        stamped = p | beam.Create([pa.record_batch({"x": [n]}) for n in range(3)]) | stamp.with_output_types(pa.RecordBatch)
+        result = stamped | beam.WindowInto(FixedWindows(10)) | Aggregate(n=Count())
+        assert_that(result, keep)
     assert [batch.to_pylist() for batch in _RESULTS.pop()] == [[{"n": 3}]]
 
 
@@ -455,8 +486,8 @@ def test_rows_without_time_become_dead_letters_and_their_neighbours_go_on():
     with beam.Pipeline(runner="FnApiRunner") as p:
         rows = p | beam.Create([timeless()]) | Aggregate(window="1m", total=Sum("x"))
         (letters,) = dead_letters.claim(p)
-        assert_that(rows, lambda found: _RESULTS.append(found), label="rows")
-        assert_that(letters, lambda found: _RESULTS.append(found), label="letters")
+        assert_that(rows, keep, label="rows")
+        assert_that(letters, keep, label="letters")
     kept = {batch.schema.names[0]: batch for found in _RESULTS for batch in found}
     _RESULTS.clear()
     assert kept["window_start"].to_pylist()[0]["total"] == 4
@@ -467,8 +498,9 @@ def test_rows_without_time_become_dead_letters_and_their_neighbours_go_on():
 
 
 def test_rows_without_time_stop_a_pipeline_that_keeps_no_dead_letters():
-    with pytest.raises(Exception, match=NowhereToGoError.__name__):
+    with pytest.raises(Exception, match="rejected 1 row") as stopped:
         run([timeless()], Aggregate(window="1m", total=Sum("x")))
+    assert isinstance(stopped.value.__cause__, NowhereToGoError) or NowhereToGoError in type(stopped.value).__mro__
 
 
 def test_rows_without_time_belong_to_their_group_when_no_window_is_asked_for():
@@ -486,7 +518,9 @@ def test_windows_are_aligned_with_the_epoch_also_before_it(window, seconds):
     moments = [-0.25, 0, 86399.999999, -90001.5, 1_800_000_000.123456]
     stamps = pa.array([round(m * 1e6) for m in moments], pa.int64()).cast(TIME)
     result = reduce(Aggregate(window=window), [pa.record_batch({"row_time": stamps})])
-    assert result.column("window_start").cast(pa.int64()).to_pylist() == sorted({math.floor(m / seconds) * round(seconds * 1e6) for m in moments})
+    assert result.column("window_start").cast(pa.int64()).to_pylist() == sorted(
+        {math.floor(m / seconds) * round(seconds * 1e6) for m in moments}
+    )
 
 
 # Configuration
@@ -545,7 +579,7 @@ def test_unbounded_input_is_refused():
 def test_rows_that_do_not_fit_are_refused_by_name(aggregate, message):
     batch = pa.record_batch({"shop": ["a"], "tags": [["x"]]})
     with pytest.raises(ConfigError, match=message):
-        aggregate.schema(batch.schema)
+        aggregate.output_schema(batch.schema)
     with pytest.raises(ConfigError, match=message):
         reduce(aggregate, [batch])
 
@@ -559,7 +593,7 @@ def test_a_column_of_two_types_is_refused():
 def test_the_schema_is_known_beforehand():
     table = pa.table({"key": ["a"], "flag": [True], "x": [1.5], "odd": [1.5], "n": [1], "s": ["s"], "row_time": at(1)})
     for aggregate in (everything(by=("key",)), everything(by=("key",), window="1h")):
-        assert aggregate.schema(table.schema) == reduce(aggregate, table.to_batches()).schema
+        assert aggregate.output_schema(table.schema) == reduce(aggregate, table.to_batches()).schema
 
 
 def test_examples():
