@@ -584,6 +584,8 @@ def test_ping_of_the_sink_says_what_is_wrong_and_creates_nothing(db, tmp_path):
         WriteToDuckDB(db, "t", mode="upsert", key=("k",)).ping()
     with pytest.raises(ConfigError, match="v is a view"):
         WriteToDuckDB(db, "v").ping()
+    with pytest.raises(ConfigError, match="is no folder"):
+        WriteToDuckDB(f"{db}/x.duckdb", "t").ping()
 
 
 # ------------------------------------------------------------------------------------------------- other processes, deaths

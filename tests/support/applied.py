@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import apache_beam as beam
@@ -33,4 +34,4 @@ def cuts_of(batch: RowBatch, data: Any) -> list[RowBatch]:
     """Cuts a batch at places that hypothesis draws."""
     places = data.draw(st.sets(st.integers(1, max(1, batch.num_rows - 1)), max_size=4))
     bounds = sorted({0, batch.num_rows, *(p for p in places if p < batch.num_rows)})
-    return [batch.slice(a, b - a) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [batch.slice(a, b - a) for a, b in pairwise(bounds)]

@@ -1,5 +1,8 @@
 """Contracts: what is read from ODCS, what is refused, and how."""
 
+import contextlib
+import copy
+import functools
 import os
 import shutil
 import subprocess
@@ -8,6 +11,9 @@ from decimal import Decimal
 
 import pyarrow as pa
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tiebeam.errors import ConfigError
 from tiebeam.rows import ROW_TIME, RowBatch
@@ -62,7 +68,8 @@ def test_every_arrow_type_survives_infer_dump_and_load(tmp_path):
 @pytest.mark.skipif(LINT is None, reason="datacontract-cli is not installed")
 def test_what_we_write_is_accepted_by_datacontract_cli(tmp_path):
     path = tmp_path / "all.yaml"
-    path.write_text(Contract.infer(RowBatch.from_arrays([pa.nulls(1, t) for t in EVERY_TYPE.values()], names=list(EVERY_TYPE)), "all").dump())
+    batch = RowBatch.from_arrays([pa.nulls(1, t) for t in EVERY_TYPE.values()], names=list(EVERY_TYPE))
+    path.write_text(Contract.infer(batch, "all").dump())
     told = subprocess.run([LINT, "lint", str(path)], capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stdout
 
@@ -81,10 +88,13 @@ def test_types_follow_logical_types_and_their_options():
 {name: i8, logicalType: integer, logicalTypeOptions: {format: i8}}
 {name: n, logicalType: number, physicalType: varchar(20)}
 {name: money, logicalType: number, physicalType: "NUMERIC(12, 3)"}
-{name: tools, logicalType: number, physicalType: DECIMAL, customProperties: [{property: precision, value: 9}, {property: scale, value: 2}]}
+name: tools
+  logicalType: number
+  physicalType: DECIMAL
+  customProperties: [{property: precision, value: 9}, {property: scale, value: 2}]
 {name: t, logicalType: timestamp}
 {name: tz, logicalType: timestamp, logicalTypeOptions: {timezone: true}}
-{name: there, logicalType: timestamp, physicalType: "timestamp[ms]", logicalTypeOptions: {timezone: true, defaultTimezone: America/New_York}}
+{name: there, logicalType: timestamp, physicalType: "timestamp[ms]", logicalTypeOptions: {defaultTimezone: America/New_York}}
 {name: raw, logicalType: string, logicalTypeOptions: {format: binary}}
 {name: label, physicalName: LABEL_1, logicalType: string}
 """)
@@ -106,7 +116,10 @@ def test_types_follow_logical_types_and_their_options():
 
 def test_rules_are_read_from_options_enum_and_quality():
     read = contract("""
-{name: kind, logicalType: string, enum: [{value: sale}, {value: refund}], logicalTypeOptions: {minLength: 2, maxLength: 6, pattern: "^[a-z]+$"}}
+name: kind
+  logicalType: string
+  enum: [{value: sale}, {value: refund}]
+  logicalTypeOptions: {minLength: 2, maxLength: 6, pattern: "^[a-z]+$"}
 {name: n, logicalType: integer, logicalTypeOptions: {exclusiveMinimum: 0.5, maximum: 9, multipleOf: 3}}
 {name: price, logicalType: number, physicalType: "decimal(9,2)", logicalTypeOptions: {minimum: 0.005}}
 {name: at, logicalType: timestamp, logicalTypeOptions: {timezone: true, minimum: "2020-01-01T00:00:00Z"}}
@@ -143,10 +156,12 @@ def test_keys_are_read_in_their_order_and_each_once():
 
 
 def test_policies_of_the_table_win_over_those_of_the_contract():
-    head = HEAD + "customProperties: [{property: new_columns, value: evolve}, {property: changed_types, value: freeze}, {property: owner, value: me}]\n"
+    said = "{property: new_columns, value: evolve}, {property: changed_types, value: freeze}, {property: owner, value: me}"
+    head = f"{HEAD}customProperties: [{said}]\n"
     read = contract("{name: a, logicalType: string}", table="  customProperties: [{property: new_columns, value: variant}]\n", head=head)
     assert (read.new_columns, read.changed_types) == ("variant", "freeze")
-    assert (contract("{name: a, logicalType: string}").new_columns, contract("{name: a, logicalType: string}").changed_types) == ("drop_row",) * 2
+    plain = contract("{name: a, logicalType: string}")
+    assert (plain.new_columns, plain.changed_types) == ("drop_row", "drop_row")
 
 
 WRONG = {
@@ -166,11 +181,13 @@ WRONG = {
     "{name: a, logicalType: string, logicalTypeOptions: {format: ipv6}}": ("'ipv6' is not supported", "use `pattern`"),
     "{name: a, logicalType: string, logicalTypeOptions: {minLength: 5, maxLength: 2}}": ("5 to 2 is no range", "smaller first"),
     "{name: a, logicalType: date, logicalTypeOptions: {format: yy.MM.dd}}": ("'yy' in the format", "yyyy"),
-    "{name: a, logicalType: array, items: {logicalType: string}, logicalTypeOptions: {uniqueItems: true}}": ("cannot be judged here", "remove it"),
+    "{name: a, logicalType: date, logicalTypeOptions: {format: \"yyyy 'at\"}}": ("has an open quote", "quoted text"),
+    "{name: a, logicalType: timestamp, logicalTypeOptions: {format: yyyyMMdd ss}}": ("no hours", "yyyy"),
+    "{name: a, logicalType: object, logicalTypeOptions: {maxProperties: 1}}": ("cannot be judged here", "remove it"),
     "{name: a, logicalType: string, enum: [{value: NO}]}": ("False is no value of string", "quote it"),
-    "{name: a, logicalType: integer, quality: [{metric: invalidValues, mustBe: 0, arguments: {validValues: [1, x]}}]}": ("validValues[1]", "of that type"),
-    "{name: a, logicalType: integer, quality: [{metric: rowCount, mustBe: 0}]}": ("rowCount cannot be judged row by row", "judged_elsewhere"),
-    "{name: a, logicalType: integer, quality: [{metric: nullValues, mustBeLessThan: 5, unit: percent}]}": ("only `mustBe: 0`", "judged_elsewhere"),
+    "{name: a, logicalType: integer, enum: [{value: 1}, {value: x}]}": ("enum[1]", "of that type"),
+    "{name: a, logicalType: string, quality: [{metric: rowCount, mustBe: 0}]}": ("rowCount cannot be judged", "judged_elsewhere"),
+    "{name: a, logicalType: string, quality: [{metric: nullValues, mustBeLessThan: 5}]}": ("only `mustBe: 0`", "judged_elsewhere"),
     "{name: a, logicalType: integer, quality: [{type: sql, query: SELECT 1, mustBe: 0}]}": ("a sql rule", "judged_elsewhere"),
     "{name: a, logicalType: array, items: {logicalType: string}, unique: true}": ("nested column cannot be a key", "plain columns"),
     "{name: row_time, logicalType: string}": ("reserved column", "leave it out"),
@@ -209,6 +226,38 @@ def test_everything_wrong_is_told_at_once():
     ]
     assert "did you mean new_columns?" in told[-2]
     assert "did you mean evolve?" in told[-1]
+
+
+JUNK = [None, 0, -1, 1.5, True, "x", "", [], {}, [1], [None], [[1]], {"a": 1}, 10**30]
+WHOLE = contract("""
+{name: k, logicalType: integer, primaryKey: true, logicalTypeOptions: {format: i32, minimum: 1, multipleOf: 2}}
+name: s
+  logicalType: string
+  enum: [{value: a}]
+  logicalTypeOptions: {pattern: a, minLength: 1, maxLength: 3, format: uuid}
+  quality: [{metric: invalidValues, mustBe: 0, arguments: {validValues: [a], pattern: a}}]
+{name: d, logicalType: number, physicalType: DECIMAL, customProperties: [{property: precision, value: 4}, {property: scale, value: 1}]}
+{name: t, logicalType: timestamp, logicalTypeOptions: {timezone: true, defaultTimezone: UTC, format: yyyy, minimum: "2020-01-01"}}
+{name: o, logicalType: object, logicalTypeOptions: {required: [a]}, properties: [{name: a, logicalType: date}]}
+{name: l, logicalType: array, items: {logicalType: time}, logicalTypeOptions: {minItems: 1}}
+{name: m, logicalType: map, map: {key: {logicalType: string}, value: {logicalType: boolean}}}
+{name: v, logicalType: vector, logicalTypeOptions: {dimensions: 2, elementType: float32}}
+""").document
+
+
+def places(value, path=()):
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path] * bool(path) + [deeper for key, part in inside for deeper in places(part, (*path, key))]
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.sampled_from(places(WHOLE)), st.sampled_from(JUNK))
+def test_whatever_stands_in_a_contract_is_read_or_told(place, junk):
+    document = copy.deepcopy(WHOLE)
+    holder = functools.reduce(lambda inside, key: inside[key], place[:-1], document)
+    holder[place[-1]] = copy.deepcopy(junk)
+    with contextlib.suppress(ConfigError):
+        Contract.parse(yaml.safe_dump(document))
 
 
 def test_one_table_of_several_is_picked_by_name(tmp_path):

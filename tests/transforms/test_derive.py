@@ -108,7 +108,15 @@ def test_columns_are_replaced_in_place_and_added_at_the_end_and_see_the_incoming
 
 @pytest.mark.parametrize(
     "text, failing",
-    [("10 // a", 0), ("10 / a", 0), ("10 % a", 0), ("CAST('1' || s AS INTEGER)", 1), ("a * 9223372036854775807", 2), ("ln(a)", 0), ("CAST(a AS UTINYINT)", 3)],
+    [
+        ("10 // a", 0),
+        ("10 / a", 0),
+        ("10 % a", 0),
+        ("CAST('1' || s AS INTEGER)", 1),
+        ("a * 9223372036854775807", 2),
+        ("ln(a)", 0),
+        ("CAST(a AS UTINYINT)", 3),
+    ],
 )
 def test_a_row_that_cannot_be_computed_is_a_dead_letter_and_the_others_go_on(text, failing):
     batch = RowBatch.from_pydict({"a": [0, 1, 2, 300], "s": ["1", "x", None, "2"], ROW_POSITION: list("abcd")})

@@ -42,7 +42,7 @@ EVERYTHING = RowBatch.from_arrays(
         pa.array([{"a": 1, "b": {"c": "x"}}, None]),
         pa.array([[("k", 1)], None], pa.map_(pa.string(), pa.int64())),
     ],
-    names=list("iufsybd") + ["day", "naive", "zoned", "berlin", "list", "struct", "map"],
+    names=[*"iufsybd", "day", "naive", "zoned", "berlin", "list", "struct", "map"],
 )
 
 
@@ -131,7 +131,8 @@ def test_named_tuples_beam_rows_dicts_and_frames_may_be_mixed():
     schema = pa.schema([("x", pa.int64()), ("label", pa.string())])
     elements = [Point(1, "a"), beam.Row(x=2, label="b"), {"x": 3}, pd.DataFrame({"label": ["d"], "x": ["4"]})]
     with beam.Pipeline(runner="FnApiRunner") as p:
-        rows = p | beam.Create(elements, reshuffle=False) | FromRows(schema) | beam.FlatMap(RowBatch.to_pylist) | beam.Map(lambda r: (r["x"], r["label"]))
+        batches = p | beam.Create(elements, reshuffle=False) | FromRows(schema)
+        rows = batches | beam.FlatMap(lambda batch: [tuple(row.values()) for row in batch.to_pylist()])
         assert_that(rows, equal_to([(1, "a"), (2, "b"), (3, None), (4, "d")]))
 
 

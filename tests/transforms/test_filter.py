@@ -20,7 +20,14 @@ BATCH = RowBatch.from_pydict({"n": [3, -1, None, 0], "kind": ["sale", "sale", "s
 
 @pytest.mark.parametrize(
     "condition, kept",
-    [("n > 0", [3]), ("n > 0 OR n IS NULL", [3, None]), ("NULL", []), ("kind = 'gift'", [0]), ("true", [3, -1, None, 0]), ("n = n", [3, -1, 0])],
+    [
+        ("n > 0", [3]),
+        ("n > 0 OR n IS NULL", [3, None]),
+        ("NULL", []),
+        ("kind = 'gift'", [0]),
+        ("true", [3, -1, None, 0]),
+        ("n = n", [3, -1, 0]),
+    ],
 )
 def test_rows_stay_where_the_condition_is_true(condition, kept):
     rows, letters = applied([BATCH], Filter(condition))

@@ -76,7 +76,8 @@ def test_empty_results_vanish(fn):
 
 def test_larger_results_are_cut():
     with beam.Pipeline(runner="FnApiRunner") as p:
-        sizes = p | beam.Create([BATCH]) | MapBatches(lambda df: pl.DataFrame({"n": range(MAX_BATCH_ROWS + 1)})) | beam.Map(lambda b: b.num_rows)
+        made = p | beam.Create([BATCH]) | MapBatches(lambda df: pl.DataFrame({"n": range(MAX_BATCH_ROWS + 1)}))
+        sizes = made | beam.Map(lambda b: b.num_rows)
         beam.testing.util.assert_that(sizes, beam.testing.util.equal_to([MAX_BATCH_ROWS, 1]))
 
 

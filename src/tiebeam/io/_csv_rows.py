@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from tiebeam.io._json_proof import not_utf8
+from tiebeam.io._json_rows import JsonRows
 from tiebeam.io._lines import BLOCK_BYTES, BOM, Block, Parsed, Refused, TooLong, fill, pass_over, where_byte
 from tiebeam.io._text_types import from_text
 from tiebeam.rows import RowBatch
@@ -129,7 +130,7 @@ class CsvRows:
             if name not in self.delivered and kind == pa.string():
                 continue
             text = table.column(name).combine_chunks()
-            values = text if kind == pa.string() else from_text(text, kind)
+            values = text if kind == pa.string() else _nested(text, kind) if pa.types.is_nested(kind) else from_text(text, kind)
             if name in self.delivered:
                 arrays.append(values)
             if values.null_count > text.null_count:
@@ -142,6 +143,19 @@ class CsvRows:
             keep = np.flatnonzero(~bad)
             rows, lines = rows.take(pa.array(keep)), lines[keep]
         return Parsed(rows, lines)
+
+
+def _nested(text: pa.Array, kind: pa.DataType) -> pa.Array:
+    """JSON text as nested values; null where it is none of this type."""
+    there = np.flatnonzero(text.is_valid().to_numpy(zero_copy_only=False))
+    lines = [b'{"":%s}' % value.replace("\n", " ").encode() for value in text.take(pa.array(there)).to_pylist()]
+    parts, where = [pa.nulls(1, kind)], np.zeros(len(text), np.int64)
+    for item in JsonRows(pa.schema([("", kind)]), None).parse(Block.of(b"\n".join(lines) + b"\n")) if lines else ():
+        if isinstance(item, Parsed) and item.rows.num_columns == 1:
+            taken = np.arange(len(lines)) if item.lines is None else item.lines
+            where[there[taken]] = sum(map(len, parts)) + np.arange(len(taken))
+            parts.append(item.rows.column(0))
+    return pa.concat_arrays(parts).take(pa.array(where))
 
 
 class _Quotes:

@@ -18,7 +18,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tiebeam.errors import BadFileError, Problem
+from tiebeam.errors import BadFileError, ConfigError, Problem
 from tiebeam.io._as_text import finite_pieces, writable
 from tiebeam.io._compression import ENDINGS, compressed
 from tiebeam.io._csv_rows import CsvRows, Dialect, row_blocks
@@ -26,7 +26,8 @@ from tiebeam.io._file_sink import Encoder, FileSink
 from tiebeam.io._file_source import FilePart
 from tiebeam.io._lines import Block, LineSource, Parsed, Refused, TooLong
 from tiebeam.io._listing import FoundFile
-from tiebeam.io._text_types import declared_schema, from_text, unsupported
+from tiebeam.io._text_types import declared_schema, from_text, refuse_unsupported
+from tiebeam.io._typed_files import plain
 from tiebeam.options import option
 from tiebeam.rows import RowBatch
 
@@ -79,12 +80,11 @@ class ReadFromCsv(LineSource):
         if self.header and self.names:
             yield Problem("names are given, and the files have a header", "names", "leave one out: header=false, or no names")
         try:
-            schema = declared_schema(self.schema or "")
+            refuse_unsupported(declared_schema(self.schema or ""))
         except ValueError as e:
             yield Problem(str(e), "schema", "write names and types, such as: id bigint, price decimal(12,2)")
-        else:
-            for name in unsupported(schema):
-                yield Problem(f"the type of {name} cannot be read from CSV", "schema", "declare it as text")
+        except ConfigError as e:
+            yield from e.problems
 
     @property
     def _delimiter(self) -> str:
@@ -96,8 +96,10 @@ class ReadFromCsv(LineSource):
 
     def with_types(self, schema: pa.Schema) -> ReadFromCsv:
         """A copy that reads the columns named in a schema as the types given there; types of others are found out as before."""
+        types = plain(schema)
+        refuse_unsupported(types)
         typed = copy.copy(self)
-        typed._named, typed._headers, typed.is_prepared = schema, {}, False
+        typed._named, typed._headers, typed.is_prepared = types, {}, False
         return typed
 
     def prepared(self, found: list[FoundFile]) -> ReadFromCsv:

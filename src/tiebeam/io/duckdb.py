@@ -54,6 +54,10 @@ class ReadFromDuckDB(Source):
     Errors: rows whose `event_time` is null or infinite are refused as `bad_event_time`; a database that is written while its ranges are
         read stops the run.
     Time: `row_time` is the column `event_time`, a date or a timestamp; one without zone counts as UTC.
+
+    Example:
+        >>> ReadFromDuckDB("shop.duckdb", "sales", event_time="sold_at")
+        ReadFromDuckDB(path='shop.duckdb', table='sales', event_time='sold_at')
     """
 
     path: str = option(help="Database file", example="shop.duckdb")
@@ -184,6 +188,10 @@ class WriteToDuckDB(Sink):
     Delivery: exactly once: the same transaction notes the run in the table `tiebeam_ledger`.
     Time: of the rows of a run with one key the last by (`row_time`, `row_position`) wins; so does the run published last. With
         `row_change` = delete that row is deleted (upsert only, where `row_change` itself is not stored).
+
+    Example:
+        >>> WriteToDuckDB("shop.duckdb", "mart.sales", mode="upsert", key=("shop", "day"))
+        WriteToDuckDB(path='shop.duckdb', table='mart.sales', mode='upsert', key=('shop', 'day'))
     """
 
     modes: ClassVar[tuple[str, ...]] = ("append", "upsert", "replace")
@@ -208,8 +216,8 @@ class WriteToDuckDB(Sink):
 
     def ping(self) -> None:
         folder = next(p for p in Path(self.path).absolute().parents if p.exists())
-        if not os.access(folder, os.W_OK):
-            raise ConfigError(Problem(f"the folder {folder} cannot be written", self.path))
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise ConfigError(Problem(f"{folder} is no folder that can be written", self.path))
         if not Path(self.path).exists():
             return
         with reaching(self.path), connect(self.path, read_only=False) as con:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, ClassVar
 import polars as pl
 import pyarrow as pa
 
-from tiebeam.errors import Problem
+from tiebeam.errors import ConfigError, Problem
 from tiebeam.io._as_text import finite_pieces, writable
 from tiebeam.io._compression import ENDINGS, compressed
 from tiebeam.io._file_sink import Encoder, FileSink
@@ -23,7 +23,8 @@ from tiebeam.io._json_exact import BadLineError, Number, Pairs, parsed
 from tiebeam.io._json_rows import JsonRows
 from tiebeam.io._lines import Block, LineSource, Parsed, Refused
 from tiebeam.io._listing import FoundFile
-from tiebeam.io._text_types import BEYOND_DOUBLE, declared_schema, unsupported, widened
+from tiebeam.io._text_types import BEYOND_DOUBLE, declared_schema, refuse_unsupported, widened
+from tiebeam.io._typed_files import plain
 from tiebeam.options import option
 from tiebeam.rows import RowBatch
 
@@ -58,7 +59,7 @@ class ReadFromJsonl(LineSource):
     )
 
     def __post_init__(self):
-        self._given = self.schema if isinstance(self.schema, pa.Schema) else None
+        self._given = plain(self.schema) if isinstance(self.schema, pa.Schema) else None
         if self._given is not None:
             self.schema = ", ".join(f'"{f.name}" {f.type}' for f in self._given)
         super().__post_init__()
@@ -68,20 +69,19 @@ class ReadFromJsonl(LineSource):
 
     def check(self) -> Iterable[Problem]:
         yield from super().check()
-        if self.schema is None:
-            return
         try:
-            schema = self._given or declared_schema(self.schema)
+            refuse_unsupported(self._given or declared_schema(self.schema or ""))
         except ValueError as e:
             yield Problem(str(e), "schema", "write names and types, such as: id bigint, price decimal(12,2)")
-        else:
-            for name in unsupported(schema):
-                yield Problem(f"the type of {name} cannot be read from JSON", "schema", "declare it as text")
+        except ConfigError as e:
+            yield from e.problems
 
     def with_types(self, schema: pa.Schema) -> ReadFromJsonl:
         """A copy that reads the columns named in a schema as the types given there; types of others are found out as before."""
+        types = plain(schema)
+        refuse_unsupported(types)
         typed = copy.copy(self)
-        typed._named, typed._known, typed._rows = schema, None, None
+        typed._named, typed._rows, typed.is_prepared = types, None, False
         return typed
 
     def prepared(self, found: list[FoundFile]) -> ReadFromJsonl:

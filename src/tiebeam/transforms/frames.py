@@ -121,9 +121,6 @@ def _batch_of(result: Any) -> RowBatch:
     if isinstance(result, pl.DataFrame):
         result = result.rechunk().to_arrow()
     if isinstance(result, pa.Table):
-        parts = result.to_batches()
-        if len(parts) == 1:
-            return parts[0].replace_schema_metadata()
         return one_batch(result.replace_schema_metadata())
     if isinstance(result, RowBatch):
         return result
