@@ -84,11 +84,16 @@ def batches(table: pa.Table, max_rows: int = MAX_BATCH_ROWS) -> Iterator[RowBatc
             yield batch
 
 
+def empty(schema: pa.Schema) -> RowBatch:
+    """A batch without rows, never an element: it stands for its schema where one is worked out."""
+    return RowBatch.from_arrays([pa.nulls(0, f.type) for f in schema], schema=schema)
+
+
 def one_batch(table: pa.Table) -> RowBatch:
     """Makes one record batch of a table; raises ValueError when a column is too large for one (2 GB of text, say)."""
     parts = [part for part in table.combine_chunks().to_batches() if part.num_rows]
     if not parts:
-        return RowBatch.from_pylist([], schema=table.schema)
+        return empty(table.schema)
     if len(parts) > 1:
         raise ValueError(f"{table.num_rows:,} rows ({table.nbytes:,} bytes) do not fit in one record batch")
     return parts[0]

@@ -24,8 +24,20 @@ def width() -> int:
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> str:
     """Lays out a table within the width: the last column wraps, numbers are right-aligned with thousands separated."""
     rows = [list(row) for row in rows]
-    right = [bool(rows) and all(isinstance(row[i], int | float) and row[i] is not True for row in rows) for i in range(len(head))]
+    right = [any(_is_number(row[i]) for row in rows) and all(_is_number(row[i]) or row[i] is None for row in rows) for i in range(len(head))]
     return _layout(list(head), [[_cell(value) for value in row] for row in rows], right, title)
+
+
+def paragraphs(text: str) -> str:
+    """Fills paragraphs to the width; indented lines, which are examples, stay as they are."""
+    filled = []
+    for paragraph in text.split("\n\n"):
+        filled.append(paragraph if paragraph.startswith(" ") else textwrap.fill(paragraph, width()))
+    return "\n\n".join(filled)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _cell(value: Any) -> str:

@@ -12,10 +12,10 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from support.pickling import no_pickled_batches, pickled_edges
 from support.shelf import ReadFromShelf, WriteToShelf, numbers, on_shelf, staged_on_shelf
 from tiebeam import delivery
-from tiebeam.connectors import Staged
 from tiebeam.delivery import Delivery
 from tiebeam.errors import ConfigError
 from tiebeam.rows import RowBatch
+from tiebeam.staging import Staged
 
 
 @pytest.fixture
