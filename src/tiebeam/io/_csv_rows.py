@@ -20,7 +20,7 @@ import pyarrow.csv
 
 from tiebeam.io._json_proof import not_utf8
 from tiebeam.io._json_rows import JsonRows
-from tiebeam.io._lines import BLOCK_BYTES, BOM, Block, Parsed, Refused, TooLong, fill, pass_over, where_byte
+from tiebeam.io._lines import BLOCK_BYTES, Block, Parsed, Refused, TooLong, fill, pass_over, skip_mark, where_byte
 from tiebeam.io._text_types import from_text
 from tiebeam.rows import RowBatch
 
@@ -208,8 +208,8 @@ def row_blocks(stream: Any, path: str, longest: int, dialect: Dialect) -> Iterat
     position, filled, buffer, wanted, first = 0, 0, bytearray(BLOCK_BYTES), BLOCK_BYTES, True
     while True:
         filled, ended, trouble = fill(stream, buffer, filled, wanted)
-        if position == 0 and buffer.startswith(BOM):
-            position, filled, buffer[: filled - 3] = 3, filled - 3, buffer[3:filled]
+        if position == 0 and (mark := skip_mark(buffer, filled)):
+            position, filled = mark, filled - mark
         data = bytes(memoryview(buffer)[:filled])
         ends = _row_ends(data, longest, ended and trouble is None, dialect)
         if not ends and trouble is None and not ended and filled > longest:
