@@ -40,7 +40,7 @@ class RowBatchCoder(coders.Coder):
     """Encodes one record batch as one Arrow IPC stream, schema included, its buffers compressed with LZ4.
 
     Beam may decode any element alone, on another machine, so the schema goes with each batch: some hundred bytes
-    in front of megabytes. Why LZ4: docs/decisions/0003-lz4-between-workers.md.
+    in front of megabytes. Why LZ4: docs/decisions/0003-row-batch-coder.md.
     """
 
     def encode(self, value: RowBatch) -> bytes:
