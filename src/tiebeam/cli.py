@@ -14,7 +14,7 @@ from typing import Any
 
 from tiebeam import __version__, options, registry
 from tiebeam.errors import ConfigError, Problem
-from tiebeam.terminal import table, width
+from tiebeam.terminal import paragraphs, table, width
 
 USAGE = """\
 tiebeam: ready-made data pipelines on Apache Beam
@@ -152,14 +152,15 @@ def _about_option(o: options.Option) -> dict[str, Any]:
 
 
 def _page(about: dict[str, Any]) -> str:
-    parts = [about["about"]]
+    parts = [paragraphs(about["about"])]
     if "options" in about:
         parts.append(_option_table(about["options"], "--"))
     for role in ("source", "sink"):
         if role in about:
             can = about[role]["capabilities"]
             said = "; ".join(f"{k}: {({True: 'yes', False: 'no'}).get(v, v)}" for k, v in can.items())
-            parts.append(f"as a {role} ({about[role]['class']}): {said}\n\n" + _option_table(about[role]["options"], f"--{role}_"))
+            parts.append(paragraphs(f"as a {role} ({about[role]['class']}): {said}"))
+            parts.append(_option_table(about[role]["options"], f"--{role}_"))
     return "\n\n".join(parts)
 
 

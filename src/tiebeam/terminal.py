@@ -28,6 +28,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -
     return _layout(list(head), [[_cell(value) for value in row] for row in rows], right, title)
 
 
+def paragraphs(text: str) -> str:
+    """Fills paragraphs to the width; indented lines, which are examples, stay as they are."""
+    filled = []
+    for paragraph in text.split("\n\n"):
+        filled.append(paragraph if paragraph.startswith(" ") else textwrap.fill(paragraph, width()))
+    return "\n\n".join(filled)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 

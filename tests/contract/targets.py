@@ -25,10 +25,10 @@ class Target:
     impossible: Callable[[Path], dict[str, Any]]
 
 
-def _folder(extension: str) -> Target:
+def _folder(extension: str, **reading: Any) -> Target:
     return Target(
         sink=lambda folder: {"path": str(folder / f"{extension} table")},
-        source=lambda folder: {"path": str(folder / f"{extension} table")},
+        source=lambda folder: {"path": str(folder / f"{extension} table"), **reading},
         impossible=lambda folder: {"path": str(_file(folder) / "below")},
     )
 
@@ -42,7 +42,7 @@ def _file(folder: Path) -> Path:
 
 TARGETS: dict[str, Target] = {
     "avro": _folder("avro"),
-    "csv": _folder("csv"),
+    "csv": _folder("csv", newlines_in_values=True),
     "jsonl": _folder("jsonl"),
     "parquet": _folder("parquet"),
     "duckdb": Target(

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from tiebeam.delivery import Delivery
 from tiebeam.errors import ConfigError
+from tiebeam.io import _manifest
 from tiebeam.io._file_sink import _SummedStream
 from tiebeam.io._manifest import committed_files, committed_runs, files
 from tiebeam.io._publication import LostPiecesError
@@ -136,7 +137,23 @@ def test_more_partitions_than_open_files(tmp_path):
     sink = WriteToParquet(str(tmp_path), partition_by=("k",))
     many = rows(*[(f"p{i:03}", i) for i in range(150)])
     sink.publish("r", stage(sink, "r", many, many))
+    assert len(files(str(tmp_path))) == 150
     assert Counter(table(tmp_path)) == Counter({(f"p{i:03}", i): 2 for i in range(150)})
+
+
+def test_open_files_are_bounded(tmp_path, monkeypatch):
+    from tiebeam.io import _file_sink
+
+    monkeypatch.setattr(_file_sink, "GATHERED_BYTES", 1)
+    monkeypatch.setattr(_file_sink, "MAX_OPEN_FILES", 4)
+    sink = WriteToParquet(str(tmp_path), partition_by=("k",))
+    writer = sink.writer("r")
+    for _ in range(2):
+        for i in range(10):
+            writer.write(rows((f"p{i}", i)))
+            assert len(writer.open) <= 4
+    sink.publish("r", writer.close())
+    assert Counter(table(tmp_path)) == Counter({(f"p{i}", i): 2 for i in range(10)})
 
 
 def test_different_schemas_become_different_files(tmp_path):
@@ -185,7 +202,7 @@ def test_order_in_a_partition_is_kept_and_no_piece_keeps_its_batch_alive(tmp_pat
     sink = WriteToParquet(str(tmp_path), partition_by=("k",))
     writer = sink.writer("r")
     writer.write(rows(*[("ab"[i % 2], i) for i in range(20_000)]))
-    held = sum(b.get_total_buffer_size() for f in writer.open.values() for b in f.encoder._held)
+    held = sum(b.get_total_buffer_size() for g in writer.gathered.values() for b in g.batches)
     assert held < 2 * 20_000 * 8 + 20_000
     sink.publish("r", writer.close())
     for name in committed_files(str(tmp_path)):
@@ -566,6 +583,22 @@ def test_two_threads_publish_the_same_run(tmp_path, mode):
         kept = [("a", 0)] if mode == "append" else []
         assert table(path) == [*kept, ("a", 1), ("b", 2)]
         assert_tidy(path)
+
+
+def test_a_twin_that_publishes_between_two_looks_at_the_log(tmp_path, monkeypatch):
+    sink, twins, adopt = WriteToParquet(str(tmp_path)), [], _manifest.adopt
+
+    def twin_is_faster(*args):
+        if not twins:
+            twins.append("begun")
+            twins.append(write(tmp_path, "r", ("a", 1)))
+        adopt(*args)
+
+    monkeypatch.setattr(_manifest, "adopt", twin_is_faster)
+    assert not sink.publish("r", stage(sink, "r", rows(("a", 1))))
+    assert twins == ["begun", True]
+    assert table(tmp_path) == [("a", 1)]
+    assert_tidy(tmp_path)
 
 
 def run_together(*actions):

@@ -29,11 +29,14 @@ from tiebeam.io._manifest import committed_files
 from tiebeam.io._publication import STAGED, discard, publish, retire, staging_of
 from tiebeam.io._ranges import Ranges
 from tiebeam.options import option
-from tiebeam.rows import RowBatch
+from tiebeam.rows import RowBatch, concat
 from tiebeam.staging import Staged
 
 MAX_OPEN_FILES = 64
 MAX_HELD_BYTES = 256 << 20
+GATHERED_BYTES = 4 << 20
+
+_Key = tuple[str, pa.Schema]
 
 
 class Encoder:
@@ -114,13 +117,19 @@ class FileSink(Sink):
 
 
 class _FileWriter:
-    """Keeps a file open per partition and schema, the least recently used closed first when there are too many."""
+    """Gathers rows per partition and schema, and writes each gathering to the file of its partition.
+
+    So a bundle that touches a thousand partitions writes a thousand files and not one per partition and batch. Files stay open
+    until they are full; the least recently used is closed when there are too many.
+    """
 
     def __init__(self, sink: FileSink, run_id: str):
         self.sink = sink
         self.folder = folder_at(sink.path)
         self.staging = staging_of(run_id)
-        self.open: OrderedDict[tuple[str, pa.Schema], _StagedFile] = OrderedDict()
+        self.schemas: set[pa.Schema] = set()
+        self.gathered: dict[_Key, _Gathering] = {}
+        self.open: OrderedDict[_Key, _StagedFile] = OrderedDict()
         self.names: list[str] = []
         self.done: list[Staged] = []
 
@@ -130,20 +139,45 @@ class _FileWriter:
             good, refused = by_partition(batch, self.sink.partition_by, self.sink.label)
         for partition, rows in good:
             key = (partition.folder, rows.schema)
-            file = self.open.get(key) or self._begin(key, partition)
-            self.open.move_to_end(key)
-            with file.named():
-                file.write(rows)
-            if file.size >= self.sink.target_file_bytes:
-                self._end(key)
-        while sum(file.encoder.held_bytes for file in self.open.values()) > MAX_HELD_BYTES:
-            fullest = max(self.open.values(), key=lambda file: file.encoder.held_bytes)
-            with fullest.named():
-                fullest.encoder.flush()
+            if rows.schema not in self.schemas:
+                self.sink.encoder(io.BytesIO(), rows.schema)  # a schema that the format cannot hold is refused at once
+                self.schemas.add(rows.schema)
+            gathering = self.gathered.setdefault(key, _Gathering(partition))
+            gathering.add(rows)
+            if gathering.bytes >= min(GATHERED_BYTES, self.sink.target_file_bytes):
+                self._hand_over(key)
+        self._bound_memory()
         return refused
+
+    def _bound_memory(self) -> None:
+        while self.held_bytes() > MAX_HELD_BYTES:
+            largest = max(self.gathered, key=lambda key: self.gathered[key].bytes, default=None)
+            fullest = max(self.open.values(), key=lambda file: file.encoder.held_bytes, default=None)
+            if largest and (not fullest or self.gathered[largest].bytes >= fullest.encoder.held_bytes):
+                self._hand_over(largest)
+            elif fullest:
+                with fullest.named():
+                    fullest.encoder.flush()
+
+    def held_bytes(self) -> int:
+        """The size of the rows that are in no file yet."""
+        return sum(g.bytes for g in self.gathered.values()) + sum(file.encoder.held_bytes for file in self.open.values())
+
+    def _hand_over(self, key: _Key) -> None:
+        gathering = self.gathered.pop(key)
+        file = self.open.get(key) or self._begin(key, gathering.partition)
+        self.open.move_to_end(key)
+        with file.named():
+            file.write(concat(gathering.batches))
+        if file.size >= self.sink.target_file_bytes:
+            self._end(key)
 
     def close(self) -> list[Staged]:
         try:
+            for key in list(self.gathered):
+                self._hand_over(key)
+                if key in self.open:
+                    self._end(key)
             while self.open:
                 self._end(next(iter(self.open)))
             self.folder.sync(self.names)
@@ -157,23 +191,37 @@ class _FileWriter:
             with contextlib.suppress(Exception):
                 file.stream.discard()
         self.open.clear()
+        self.gathered.clear()
         with contextlib.suppress(Exception):
             self.folder.remove(self.names)
 
-    def _begin(self, key: tuple[str, pa.Schema], partition: Partition) -> _StagedFile:
+    def _begin(self, key: _Key, partition: Partition) -> _StagedFile:
         if len(self.open) >= MAX_OPEN_FILES:
             self._end(next(iter(self.open)))
-        handle = uuid.uuid4().hex
+        handle = f"{len(self.names):05}-{uuid.uuid4().hex}"  # files are numbered in this order
         name = f"{self.staging}/{handle}{STAGED}"
         self.names.append(name)
         self.open[key] = _StagedFile(handle, self.folder, name, self.sink, partition, key[1])
         return self.open[key]
 
-    def _end(self, key: tuple[str, pa.Schema]) -> None:
+    def _end(self, key: _Key) -> None:
         file = self.open[key]
         with file.named():
             self.done.append(file.end())
         del self.open[key]
+
+
+class _Gathering:
+    """Rows of one partition and schema that wait to be written together."""
+
+    def __init__(self, partition: Partition):
+        self.partition = partition
+        self.batches: list[RowBatch] = []
+        self.bytes = 0
+
+    def add(self, rows: RowBatch) -> None:
+        self.batches.append(rows)
+        self.bytes += rows.nbytes
 
 
 class _StagedFile:

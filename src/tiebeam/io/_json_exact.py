@@ -122,11 +122,14 @@ def fitted(value: Any, kind: pa.DataType, key: str) -> Any:
         return value
     if t.is_integer(kind) and isinstance(value, Number):
         return _whole(value, kind, key)
+    if t.is_duration(kind) and isinstance(value, Number):
+        return _whole(value, pa.int64(), key)
     if t.is_floating(kind) and isinstance(value, Number):
         return _double(value, key)
     if t.is_decimal(kind) and isinstance(value, (str, Number)):
         return str(value)
-    if not (t.is_nested(kind) or t.is_boolean(kind) or t.is_integer(kind) or t.is_floating(kind)) and isinstance(value, str):
+    direct = (t.is_nested, t.is_boolean, t.is_integer, t.is_floating, t.is_duration)
+    if isinstance(value, str) and not any(is_kind(kind) for is_kind in direct):
         return str(value)
     raise BadLineError("wrong_type", f"{key} is {_written(value)[:100]}, not {kind}")
 

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from tiebeam.io._lines import where_byte
+
 QUOTE, COLON, BACKSLASH, BLANK, BRACE, CLOSE, COMMA, RETURN, SMALL_N = 34, 58, 92, 32, 123, 125, 44, 13, 110
 _SCAN = 1 << 17
 _LONGEST_BLANK = 16  # a longer run of blanks before a colon is taken for one behind a key
@@ -46,7 +48,7 @@ def odd_lines(data: bytes, starts: np.ndarray, ends: np.ndarray, controls: np.nd
     last = np.maximum(last - (view[last] == RETURN), 0)
     blank = (ends == starts) | ((ends == starts + 1) & (view[np.minimum(starts, len(view) - 1)] == RETURN))
     odd = (view[np.minimum(starts, len(view) - 1)] != BRACE) | (view[last] != CLOSE) | (view[np.maximum(last - 1, 0)] == COMMA)
-    for positions in (_stray(view, controls), _halves(data, view), _not_utf8(data)):
+    for positions in (_stray(view, controls), _halves(data, view), not_utf8(data)):
         if len(positions):
             odd[np.searchsorted(ends, positions)] = True
     return odd & ~blank, blank
@@ -64,7 +66,7 @@ def _halves(data: bytes, view: np.ndarray) -> np.ndarray:
     """Escapes of half a surrogate pair; whole pairs are none, unless a backslash before them makes that doubtful."""
     if b"\\" not in data:
         return np.empty(0, np.int64)
-    at = _where(view[:-4], BACKSLASH)
+    at = where_byte(view[:-4], BACKSLASH)
     at = at[(view[at + 1] == 117) & (view[at + 2] | 32 == 100)]
     if not len(at):
         return at
@@ -75,7 +77,8 @@ def _halves(data: bytes, view: np.ndarray) -> np.ndarray:
     return np.concatenate([high[~np.isin(high + 6, low)], low[~np.isin(low - 6, high)], doubtful])
 
 
-def _not_utf8(data: bytes) -> np.ndarray:
+def not_utf8(data: bytes) -> np.ndarray:
+    """Where bytes stand that are not UTF-8."""
     if data.isascii():
         return np.empty(0, np.int64)
     offsets = pa.py_buffer(np.array([0, len(data)], np.int64))
@@ -87,11 +90,6 @@ def _not_utf8(data: bytes) -> np.ndarray:
         codecs.register_error("tiebeam.note", lambda e: (found.append(e.start), ("", e.end))[1])
         codecs.decode(data, "utf-8", "tiebeam.note")
         return np.array(found)
-
-
-def _where(view: np.ndarray, value: int) -> np.ndarray:
-    found = [np.flatnonzero(view[at : at + _SCAN] == value) + at for at in range(0, len(view), _SCAN)]
-    return np.concatenate(found) if found else np.empty(0, np.int64)
 
 
 def count_keys(data: bytes) -> Marks:
@@ -133,7 +131,7 @@ def _escaped(data: bytes, view: np.ndarray) -> np.ndarray:
     """Where the backslash of `\\":` stands, when no backslash stands before it."""
     if b"\\" not in data:
         return np.empty(0, np.int64)
-    at = _where(view[: len(data) - 2], BACKSLASH)
+    at = where_byte(view[: len(data) - 2], BACKSLASH)
     at = at[(view[at + 1] == QUOTE) & (view[at + 2] == COLON)]
     return at[view[np.maximum(at - 1, 0)] != BACKSLASH]
 
@@ -141,8 +139,8 @@ def _escaped(data: bytes, view: np.ndarray) -> np.ndarray:
 def keys_less_nulls(data: bytes) -> tuple[np.ndarray, np.ndarray]:
     """C - E of each line, and a mask of lines where a blank may stand between a key and its colon."""
     view = np.frombuffer(data, np.uint8)
-    tails = np.append(_where(view, 10) + 1, [] if data.endswith(b"\n") else [len(data)]).astype(np.int64)
-    colons = _where(view, COLON)
+    tails = np.append(where_byte(view, 10) + 1, [] if data.endswith(b"\n") else [len(data)]).astype(np.int64)
+    colons = where_byte(view, COLON)
     colons = colons[colons > 0]
     before = view[colons - 1]
     keys = np.setdiff1d(colons[before == QUOTE] - 1, _escaped(data, view) + 1, assume_unique=True)

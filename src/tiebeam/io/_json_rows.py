@@ -20,6 +20,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tiebeam.io._event_time import where_possible
 from tiebeam.io._json_exact import BadLineError, Judged, judge
 from tiebeam.io._json_proof import cells, count_keys, count_nulls, keys_less_nulls, odd_lines
 from tiebeam.io._lines import Block, Parsed, Refused
@@ -241,7 +242,9 @@ def _parsed_as(kind: pa.DataType) -> Any:
         return pl.List(_parsed_as(kind.value_type))
     if kind == pa.uint64():
         return pl.UInt64
-    return pl.Int64 if t.is_integer(kind) else pl.Float64 if t.is_floating(kind) else pl.Boolean if t.is_boolean(kind) else pl.String
+    if t.is_integer(kind) or t.is_duration(kind):
+        return pl.Int64
+    return pl.Float64 if t.is_floating(kind) else pl.Boolean if t.is_boolean(kind) else pl.String
 
 
 def _converted(raw: pa.Array, kind: pa.DataType) -> pa.Array:
@@ -252,16 +255,9 @@ def _converted(raw: pa.Array, kind: pa.DataType) -> pa.Array:
     if pa.types.is_float32(kind):
         narrow = raw.cast(kind)
         return pc.if_else(pc.and_(pc.is_inf(narrow), pc.invert(pc.is_inf(raw))), pa.scalar(None, kind), narrow)
-    if pa.types.is_nested(kind):
-        return _converted_nested(raw, kind)
+    if pa.types.is_nested(kind) or pa.types.is_integer(kind) or pa.types.is_duration(kind):  # one that cannot be had is null as a whole
+        return where_possible(lambda v: v.cast(kind), raw)
     return from_text(raw, kind)
-
-
-def _converted_nested(raw: pa.Array, kind: pa.DataType) -> pa.Array:
-    """A nested value is null as a whole when something in it cannot be had."""
-    from tiebeam.io._event_time import where_possible
-
-    return where_possible(lambda v: v.cast(kind), raw)
 
 
 def _malformed(data: bytes, count: int) -> np.ndarray:

@@ -48,22 +48,24 @@ class Block:
     """The positions of the lines, when they are not offsets in a file."""
     controls: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     """Where control characters stand, line feeds left out."""
+    first: bool = False
+    """Whether its first line is that of the file."""
 
     @staticmethod
-    def of(data: bytes, path: str | None = None, offset: int = 0) -> Block:
+    def of(data: bytes, path: str | None = None, offset: int = 0, first: bool = False) -> Block:
         found = _controls(data)
         is_newline = np.frombuffer(data, np.uint8)[found] == NEWLINE
         newlines = found[is_newline]
-        ends = newlines if data.endswith(b"\n") else np.append(newlines, len(data))
-        return Block(data, np.concatenate([[0], ends[:-1] + 1]), ends, path, offset, controls=found[~is_newline])
+        ends = newlines if data.endswith(b"\n") or not data else np.append(newlines, len(data))
+        return Block(data, np.concatenate([[0], ends[:-1] + 1])[: len(ends)], ends, path, offset, None, found[~is_newline], first)
 
     @staticmethod
-    def of_originals(originals: list[bytes], positions: list[str | None]) -> Block:
+    def of_originals(originals: list[bytes], positions: list[str | None], path: str) -> Block:
         ends = np.cumsum([len(o) + 1 for o in originals]) - 1
         starts = np.concatenate([[0], ends[:-1] + 1])
         data = b"\n".join(originals) + b"\n"
         controls = np.setdiff1d(_controls(data), ends, assume_unique=True)
-        return Block(data, starts, ends, names=pa.array(positions, pa.string()), controls=controls)
+        return Block(data, starts, ends, path, 0, pa.array(positions, pa.string()), controls)
 
     @property
     def bytes(self) -> np.ndarray:
@@ -76,10 +78,22 @@ class Block:
     def without(self, lines: np.ndarray) -> Block:
         keep = np.delete(np.arange(len(self.starts)), lines)
         names = self.names.take(pa.array(keep)) if self.names is not None else None
-        block = Block(self.data, self.starts[keep], self.ends[keep], self.path, self.offset, names)
-        line = np.minimum(np.searchsorted(block.ends, self.controls), max(len(keep) - 1, 0))
-        block.controls = self.controls[(self.controls >= block.starts[line]) & (self.controls < block.ends[line])] if len(keep) else line
+        first = self.first and len(keep) > 0 and keep[0] == 0
+        block = Block(self.data, self.starts[keep], self.ends[keep], self.path, self.offset, names, first=first)
+        block.controls = self.controls[block.lines_of(self.controls) >= 0]
         return block
+
+    def lines_of(self, positions: np.ndarray) -> np.ndarray:
+        """The line in which each byte stands; -1 where none does."""
+        if not len(self.ends):
+            return np.full(len(positions), -1)
+        line = np.minimum(np.searchsorted(self.ends, positions), len(self.ends) - 1)
+        return np.where((positions >= self.starts[line]) & (positions < self.ends[line]), line, -1)
+
+    def lines_at(self, positions: np.ndarray) -> np.ndarray:
+        """The lines in which some bytes stand."""
+        lines = np.unique(self.lines_of(positions))
+        return lines[lines >= 0]
 
     def only(self, lines: np.ndarray) -> bytes:
         """The bytes of some lines, in order, with their line ends; copied only where something lies between them."""
@@ -127,6 +141,12 @@ class TooLong:
     kept: bytes
 
 
+def where_byte(view: np.ndarray, value: int) -> np.ndarray:
+    """Where a byte occurs."""
+    found = [np.flatnonzero(view[at : at + _SCAN] == value) + at for at in range(0, len(view), _SCAN)]
+    return np.concatenate(found) if found else np.empty(0, np.int64)
+
+
 def _controls(data: bytes) -> np.ndarray:
     """Where control characters stand: line feeds, and what may be wrong, in one go."""
     view = np.frombuffer(data, np.uint8)
@@ -147,6 +167,10 @@ class LineSource(FileSource):
     def parse(self, block: Block) -> Iterable[Parsed | Refused]:
         """Parses every line of a block; a line in neither a `Parsed` nor a `Refused` is blank."""
         raise NotImplementedError
+
+    def body(self, block: Block) -> Block:
+        """The block without lines that are no rows, such as a header."""
+        return block
 
     def parts(self, path: str, size: int) -> list[FilePart]:
         if not self.splittable(path):
@@ -184,7 +208,7 @@ class LineSource(FileSource):
         for number, position in enumerate(positions):
             by_path.setdefault((position or "").rpartition(":")[0], []).append(number)
         for path, chosen in by_path.items():
-            block = Block.of_originals([originals[i] for i in chosen], [positions[i] for i in chosen])
+            block = Block.of_originals([originals[i] for i in chosen], [positions[i] for i in chosen], path)
             for item in ready._rows_of(block, step):
                 yield from [item] if isinstance(item, Letters) else ready._dress(item, path, step)
 
@@ -195,6 +219,7 @@ class LineSource(FileSource):
             kept = [block.data[block.starts[i] :][:KEPT_BYTES] for i in long]
             yield self._too_long(kept, lengths[long].tolist(), block.positions(long), block.path, step)
             block = block.without(long)
+        block = self.body(block)
         if not len(block.starts):
             return
         for item in self.parse(block):
@@ -239,21 +264,25 @@ def line_blocks(stream: Any, part: FilePart, longest: int) -> Iterator[Block | T
     """Reads the lines that start in a part of a stream; a line longer than `longest` is passed over in small steps."""
     position = _first_line(stream, part)
     buffer, filled, wanted = bytearray(BLOCK_BYTES), 0, 0
-    while position is not None and (part.stop is None or position < part.stop):
-        owned = len(buffer) if part.stop is None else part.stop - position
+    stop = part.stop
+    while position is not None and (stop is None or position < stop):
+        owned = len(buffer) if stop is None else stop - position
         wanted = min(len(buffer), max(wanted, owned + KEPT_BYTES))
-        filled, ended, trouble = _fill(stream, buffer, filled, wanted)
+        filled, ended, trouble = fill(stream, buffer, filled, wanted)
+        if position == 0 and (mark := skip_mark(buffer, filled)):
+            position, filled, owned = mark, filled - mark, max(owned - mark, 1)
+            stop = stop and max(stop, mark + 1)  # the line behind the mark starts, for its owner, where the mark does
         last = owned <= filled and buffer.find(b"\n", owned - 1, filled)
         if ended and trouble is None and (owned > filled or last < 0):
             cut = filled
         else:
             cut = last + 1 if owned <= filled and last >= 0 else buffer.rfind(b"\n", 0, filled) + 1
         if cut:
-            yield _block(bytes(memoryview(buffer)[:cut]), part.path, position)
+            yield Block.of(bytes(memoryview(buffer)[:cut]), part.path, position, first=part.start == 0 and position in (0, len(BOM)))
             buffer[: filled - cut] = buffer[cut:filled]
             position, filled, wanted = position + cut, filled - cut, 0
         elif trouble is None and not ended and filled > longest:
-            position, filled = yield from _pass_over(stream, buffer, filled, position)
+            position, filled = yield from pass_over(stream, buffer, filled, position)
         elif trouble is None and not ended:
             wanted = 2 * filled
             if wanted > len(buffer):
@@ -281,7 +310,15 @@ def _first_line(stream: Any, part: FilePart) -> int | None:
     return None
 
 
-def _fill(stream: Any, buffer: bytearray, filled: int, wanted: int) -> tuple[int, bool, BadFileError | None]:
+def skip_mark(buffer: bytearray, filled: int) -> int:
+    """Removes a byte order mark from the beginning of a file, and returns its length."""
+    if not buffer.startswith(BOM, 0, filled):
+        return 0
+    buffer[: filled - len(BOM)] = buffer[len(BOM) : filled]
+    return len(BOM)
+
+
+def fill(stream: Any, buffer: bytearray, filled: int, wanted: int) -> tuple[int, bool, BadFileError | None]:
     """Reads until the buffer holds what is wanted; says whether the stream ended, and what is wrong with it."""
     with memoryview(buffer) as view:
         while filled < wanted:
@@ -295,11 +332,11 @@ def _fill(stream: Any, buffer: bytearray, filled: int, wanted: int) -> tuple[int
     return filled, False, None
 
 
-def _pass_over(stream: Any, buffer: bytearray, filled: int, position: int) -> Iterator[TooLong]:
+def pass_over(stream: Any, buffer: bytearray, filled: int, position: int) -> Iterator[TooLong]:
     """Reads to the end of a line without keeping it; leaves what follows in the buffer, and returns where that stands."""
     kept, length = bytes(buffer[:KEPT_BYTES]), filled
     while True:
-        filled, ended, trouble = _fill(stream, buffer, 0, BLOCK_BYTES)
+        filled, ended, trouble = fill(stream, buffer, 0, BLOCK_BYTES)
         if trouble is not None:
             raise trouble
         at = buffer.find(b"\n", 0, filled)
@@ -309,9 +346,3 @@ def _pass_over(stream: Any, buffer: bytearray, filled: int, position: int) -> It
             rest = buffer[at + 1 : filled] if at >= 0 else b""
             buffer[: len(rest)] = rest
             return position + length + 1, len(rest)
-
-
-def _block(data: bytes, path: str, position: int) -> Block:
-    if position == 0 and data.startswith(BOM):
-        return Block.of(data[len(BOM) :], path, len(BOM))
-    return Block.of(data, path, position)

@@ -9,6 +9,7 @@ Partition columns in paths, `day=2026-01-02/`, follow Hive: values are URL-quote
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import fnmatch
 import glob
@@ -25,6 +26,7 @@ from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 
 from tiebeam.errors import ConfigError, Problem
+from tiebeam.io._manifest import committed_files
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2"}
 
@@ -63,15 +65,17 @@ def _local(path: str, extensions: tuple[str, ...]) -> list[FoundFile]:
     if posixpath.isfile(path):
         names = [path]
     elif posixpath.isdir(path):
-        names = _committed(path, _below(path, extensions))
+        names = _of_folder(path, extensions)
     elif glob.has_magic(path):
         fixed, pattern = _fixed(path)
         matches = list(_matching(fixed or "/", pattern.split("/")))
         names = [n for m in matches for n in (_below(m, extensions) if posixpath.isdir(m) else [m])]
         if not names:
             raise ConfigError(Problem("no file matches", path, f"check the pattern; it is looked up from {fixed or '/'}"))
-        names = _committed(fixed, names, whole=False)
+        names = _committed_of(fixed, names)
     else:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            Path(path).stat()  # raises when a folder above may not be entered
         raise ConfigError(Problem("there is no such file or folder", path, _nearest(path)))
     if locked := [n for n in names if not os.access(n, os.R_OK)]:
         raise ConfigError(Problem(f"{locked[0]} cannot be read (permission denied)", path, "grant the right to read it"))
@@ -80,15 +84,14 @@ def _local(path: str, extensions: tuple[str, ...]) -> list[FoundFile]:
 
 
 def _remote(path: str, extensions: tuple[str, ...]) -> list[FoundFile]:
-    pattern = glob.has_magic(path)
-    folder = path.rstrip("/") + "/**"
+    pattern, path = glob.has_magic(path), path.rstrip("/")
     try:
-        exact, below = (r.metadata_list for r in FileSystems.match([path, folder]))
+        exact, below = (r.metadata_list for r in FileSystems.match([path, path + "/**"]))
     except ValueError as e:
         raise ConfigError(Problem("no filesystem serves this path", path, "install the extra of apache-beam for it, as [gcp]")) from e
     except BeamIOError as e:
         raise ConfigError(Problem(f"cannot be listed: {e}", path, "check the path and the right to list it")) from e
-    fixed = _fixed(path)[0] + "/" if pattern else path.rstrip("/") + "/"
+    fixed = (_fixed(path)[0] if pattern else path) + "/"
     spelled = path.split("/")
     inside = [m for m in below if not _hidden_below(m.path, fixed, spelled) and _counts(m.path, extensions)]
     direct = [m for m in exact if not m.path.endswith("/") and (not pattern or not _hidden_below(m.path, fixed, spelled))]
@@ -96,7 +99,7 @@ def _remote(path: str, extensions: tuple[str, ...]) -> list[FoundFile]:
         some = f"; it holds {len(below)} others, such as {below[0].path}" if below else ""
         raise ConfigError(Problem(f"there is no file of {' or '.join(extensions)} here{some}", path, "check the path"))
     found = {m.path: FoundFile(m.path, m.size_in_bytes, m.last_updated_in_seconds or 0.0) for m in [*direct, *inside]}
-    names = list(found) if direct and not pattern else _committed(fixed.rstrip("/"), list(found), whole=not pattern)
+    names = list(found) if direct and not pattern else _committed_of(fixed.rstrip("/"), list(found))
     return [found[n] for n in names]
 
 
@@ -163,21 +166,24 @@ def _walk(folder: str, above: frozenset[str]) -> Iterator[tuple[str, list[str]]]
             yield from _walk(entry.path, above | {real})
 
 
-def _committed(folder: str, names: list[str], whole: bool = True) -> list[str]:
-    """Keeps what the manifest of a folder written by our file sink lists; of a partition, the manifest of its table."""
-    while "=" in posixpath.basename(folder):
-        folder, whole = posixpath.dirname(folder), False
-    try:
-        from tiebeam.io._manifest import committed_files
-    except ImportError:
-        return names
+def _of_folder(folder: str, extensions: tuple[str, ...]) -> list[str]:
+    """The files of a folder: all below it, or those that its manifest lists."""
     listed = committed_files(folder)
     if listed is None:
-        return names
-    kept = {posixpath.join(folder, f) for f in listed}
-    if whole and (missing := sorted(kept - set(names))):
+        return _committed_of(folder, _below(folder, extensions))
+    if missing := [name for name in listed if not posixpath.exists(name)]:
         raise ConfigError(Problem(f"the manifest lists {missing[0]}, which is not there", folder, "restore it, or write the table again"))
-    return [n for n in names if n in kept]
+    if others := [name for name in listed if not _counts(name, extensions)]:
+        raise ConfigError(Problem(f"the table consists of other files, such as {others[0]}", folder, "read it in the format of its files"))
+    return listed
+
+
+def _committed_of(folder: str, names: list[str]) -> list[str]:
+    """Keeps what the manifest of a table lists, when the folder is one or a partition of one."""
+    while "=" in posixpath.basename(folder):
+        folder = posixpath.dirname(folder)
+    listed = committed_files(folder)
+    return names if listed is None else sorted(set(names) & set(listed))
 
 
 def _nearest(path: str) -> str:

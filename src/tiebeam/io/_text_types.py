@@ -6,11 +6,11 @@ A declaration is a list of names and SQL types: `id bigint, amount decimal(12,2)
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tiebeam.errors import ConfigError, Problem
 from tiebeam.io._event_time import where_possible
 
 _NAMES: dict[str, pa.DataType] = {
@@ -56,9 +56,15 @@ def _type(kind: str, precision: str | None, scale: str | None) -> pa.DataType:
     return _NAMES[kind]
 
 
-def unsupported(schema: pa.Schema) -> Iterable[str]:
-    """The columns whose type no text file can be read as."""
-    return (field.name for field in schema if not _supported(field.type))
+def refuse_unsupported(schema: pa.Schema) -> None:
+    """Raises ConfigError for columns whose type no text file can be read as."""
+    problems = [
+        Problem(f"{field.type} cannot be read from text", f"column {field.name}", "declare it as text")
+        for field in schema
+        if not _supported(field.type)
+    ]
+    if problems:
+        raise ConfigError(*problems)
 
 
 def _supported(kind: pa.DataType) -> bool:
@@ -67,8 +73,9 @@ def _supported(kind: pa.DataType) -> bool:
         return kind.num_fields > 0 and all(_supported(f.type) for f in kind)
     if t.is_list(kind) or t.is_large_list(kind):
         return _supported(kind.value_type)
-    known = (t.is_integer, t.is_floating, t.is_boolean, t.is_string, t.is_large_string, t.is_binary, t.is_large_binary, t.is_date)
-    return any(is_kind(kind) for is_kind in (*known, t.is_time, t.is_timestamp, t.is_decimal))
+    texts = (t.is_string, t.is_large_string, t.is_binary, t.is_large_binary)
+    others = (t.is_integer, t.is_floating, t.is_boolean, t.is_decimal, t.is_date, t.is_time, t.is_timestamp, t.is_duration)
+    return any(is_kind(kind) for is_kind in (*texts, *others))
 
 
 def from_text(text: pa.Array, kind: pa.DataType) -> pa.Array:
@@ -76,6 +83,8 @@ def from_text(text: pa.Array, kind: pa.DataType) -> pa.Array:
     t = pa.types
     if t.is_timestamp(kind):
         return where_possible(lambda v: v.cast(kind), _instants(text, kind))
+    if t.is_duration(kind):
+        return from_text(text, pa.int64()).cast(kind)
     if t.is_time(kind):
         dated = pc.binary_join_element_wise("1970-01-01T", text, "")
         dated = where_possible(lambda v: v.cast(pa.timestamp(kind.unit)), dated)
@@ -85,9 +94,13 @@ def from_text(text: pa.Array, kind: pa.DataType) -> pa.Array:
     if t.is_decimal(kind):
         text = _where(text, pc.match_substring_regex(text, r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"))
     if t.is_integer(kind):
-        text = _where(text, pc.match_substring_regex(text, r"^[+-]?\d+$"))
+        text = _where(text, pc.match_substring_regex(text, r"^[+-]?(0|[1-9]\d*)$"))
         text = pc.replace_substring_regex(text, r"^\+", "")
-    return where_possible(lambda v: v.cast(kind), text)
+    values = where_possible(lambda v: v.cast(kind), text)
+    if t.is_floating(kind):
+        beyond = pc.and_(pc.is_inf(values), pc.match_substring_regex(text, r"\d"))
+        values = _where(values, pc.invert(pc.fill_null(beyond, False)))
+    return values
 
 
 def _where(values: pa.Array, mask: pa.Array) -> pa.Array:

@@ -104,7 +104,8 @@ def rebuilt(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> 
         return pa.map_(rebuilt(kind.key_type, change), rebuilt(kind.item_type, change), keys_sorted=kind.keys_sorted)
     if t.is_fixed_size_list(kind):
         return pa.list_(inner(kind.value_field), kind.list_size)
-    for is_kind, make in ((t.is_list, pa.list_), (t.is_large_list, pa.large_list), (t.is_list_view, pa.list_view)):
+    views = ((t.is_list_view, pa.list_view), (t.is_large_list_view, pa.large_list_view))
+    for is_kind, make in ((t.is_list, pa.list_), (t.is_large_list, pa.large_list), *views):
         if is_kind(kind):
             return make(inner(kind.value_field))
     return kind
@@ -119,6 +120,10 @@ def _decoded(kind: pa.DataType) -> pa.DataType:
     t = pa.types
     if t.is_dictionary(kind) or t.is_run_end_encoded(kind):
         return _decoded(kind.value_type)
+    if t.is_list_view(kind):
+        return pa.list_(kind.value_field)
+    if t.is_large_list_view(kind):
+        return pa.large_list(kind.value_field)
     if t.is_string_view(kind):
         return pa.string()
     return pa.binary() if t.is_binary_view(kind) else kind
@@ -130,8 +135,8 @@ def cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
         return column
     if pa.types.is_run_end_encoded(column.type):
         column = pc.run_end_decode(column)
-    if pa.types.is_list_view(column.type):  # Arrow 25 fails to cast one that holds nulls
-        column = pa.array(column.to_pylist(), pa.list_(column.type.value_field))
+    if pa.types.is_list_view(column.type) or pa.types.is_large_list_view(column.type):  # Arrow 25 fails to cast one that holds nulls
+        column = pa.array(column.to_pylist(), pa.large_list(column.type.value_field))
     if isinstance(kind, pa.BaseExtensionType):
         return pa.ExtensionArray.from_storage(kind, column.cast(kind.storage_type))
     return column.cast(kind)

@@ -7,17 +7,15 @@ Parsed by Polars, with a proof that it passed over nothing (`_json_proof`).
 from __future__ import annotations
 
 import copy
-import functools
 import io
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, ClassVar
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from tiebeam.errors import Problem
+from tiebeam.errors import ConfigError, Problem
+from tiebeam.io._as_text import finite_pieces, writable
 from tiebeam.io._compression import ENDINGS, compressed
 from tiebeam.io._file_sink import Encoder, FileSink
 from tiebeam.io._file_source import FilePart
@@ -25,7 +23,8 @@ from tiebeam.io._json_exact import BadLineError, Number, Pairs, parsed
 from tiebeam.io._json_rows import JsonRows
 from tiebeam.io._lines import Block, LineSource, Parsed, Refused
 from tiebeam.io._listing import FoundFile
-from tiebeam.io._text_types import BEYOND_DOUBLE, declared_schema, unsupported, widened
+from tiebeam.io._text_types import BEYOND_DOUBLE, declared_schema, refuse_unsupported, widened
+from tiebeam.io._typed_files import plain
 from tiebeam.options import option
 from tiebeam.rows import RowBatch
 
@@ -60,7 +59,7 @@ class ReadFromJsonl(LineSource):
     )
 
     def __post_init__(self):
-        self._given = self.schema if isinstance(self.schema, pa.Schema) else None
+        self._given = plain(self.schema) if isinstance(self.schema, pa.Schema) else None
         if self._given is not None:
             self.schema = ", ".join(f'"{f.name}" {f.type}' for f in self._given)
         super().__post_init__()
@@ -70,20 +69,19 @@ class ReadFromJsonl(LineSource):
 
     def check(self) -> Iterable[Problem]:
         yield from super().check()
-        if self.schema is None:
-            return
         try:
-            schema = self._given or declared_schema(self.schema)
+            refuse_unsupported(self._given or declared_schema(self.schema or ""))
         except ValueError as e:
             yield Problem(str(e), "schema", "write names and types, such as: id bigint, price decimal(12,2)")
-        else:
-            for name in unsupported(schema):
-                yield Problem(f"the type of {name} cannot be read from JSON", "schema", "declare it as text")
+        except ConfigError as e:
+            yield from e.problems
 
     def with_types(self, schema: pa.Schema) -> ReadFromJsonl:
         """A copy that reads the columns named in a schema as the types given there; types of others are found out as before."""
+        types = plain(schema)
+        refuse_unsupported(types)
         typed = copy.copy(self)
-        typed._named, typed._known, typed._rows = schema, None, None
+        typed._named, typed._rows, typed.is_prepared = types, None, False
         return typed
 
     def prepared(self, found: list[FoundFile]) -> ReadFromJsonl:
@@ -166,9 +164,9 @@ class _JsonEncoder(Encoder):
         self._closes = self._out is not stream
 
     def write(self, batch: RowBatch) -> None:
-        for piece in _finite_pieces(batch):
+        for piece in finite_pieces(batch):
             columns = zip(piece.schema.names, piece.columns, strict=True)
-            frame = pl.DataFrame({name: pl.from_arrow(_writable(column)) for name, column in columns})
+            frame = pl.DataFrame({name: pl.from_arrow(writable(column)) for name, column in columns})
             lines = io.BytesIO()
             frame.write_ndjson(lines)
             self._out.write(lines.getbuffer())
@@ -176,81 +174,3 @@ class _JsonEncoder(Encoder):
     def close(self) -> None:
         if self._closes:
             self._out.close()
-
-
-def _finite_pieces(batch: RowBatch) -> Iterator[RowBatch]:
-    for at, name in enumerate(batch.schema.names):
-        strange = _not_finite(batch.column(at))
-        if strange is not None and pc.any(strange).as_py():
-            written = _floats_as_text(batch.filter(strange).column(at))
-            yield from _finite_pieces(batch.filter(strange).set_column(at, name, written))
-            batch = batch.filter(pc.invert(strange))
-    if batch.num_rows:
-        yield batch
-
-
-def _not_finite(column: pa.Array) -> pa.Array | None:
-    """A mask of the rows that hold NaN or an infinity anywhere; None for a type without fractions."""
-    kind = column.type
-    if pa.types.is_floating(kind):
-        return pc.fill_null(pc.invert(pc.is_finite(column)), False)
-    if pa.types.is_struct(kind):
-        masks = [m for m in map(_not_finite, column.flatten()) if m is not None]
-        return functools.reduce(pc.or_, masks) if masks else None
-    if _is_list(kind):
-        inner = _not_finite(column.flatten())
-        if inner is None:
-            return None
-        rows = pc.filter(pc.list_parent_indices(column), inner)
-        return pc.is_in(pa.array(range(len(column)), pa.int64()), value_set=rows.cast(pa.int64()))
-    return None
-
-
-def _floats_as_text(column: pa.Array) -> pa.Array:
-    kind = column.type
-    if pa.types.is_floating(kind):
-        text = column.cast(pa.string())
-        for plain, word in (("nan", "NaN"), ("inf", "Infinity"), ("-inf", "-Infinity")):
-            text = pc.if_else(pc.equal(text, plain), word, text)
-        return text
-    return _inside(column, _floats_as_text)
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def _inside(column: pa.Array, change: Callable[[pa.Array], pa.Array]) -> pa.Array:
-    """The same nested column with its leaves changed."""
-    kind = column.type
-    if pa.types.is_struct(kind):
-        fields = [change(child) for child in column.flatten()]
-        return pa.StructArray.from_arrays(fields, [f.name for f in kind], mask=column.is_null())
-    if _is_list(kind):
-        lengths = pc.fill_null(pc.list_value_length(column), 0).cast(pa.int64()).to_pylist()
-        offsets = pa.array([0, *itertools.accumulate(lengths)], pa.int64())
-        return pa.LargeListArray.from_arrays(offsets, change(column.flatten()), mask=column.is_null())
-    return column
-
-
-def _writable(column: pa.Array) -> pa.Array:
-    """The column in types that JSON has."""
-    t, kind = pa.types, column.type
-    if t.is_dictionary(kind) or t.is_run_end_encoded(kind):
-        return _writable(column.dictionary_decode() if t.is_dictionary(kind) else pc.run_end_decode(column))
-    if isinstance(column, pa.ExtensionArray):
-        return _writable(column.storage)
-    if t.is_map(kind):
-        entry = pa.struct([("key", kind.key_type), ("value", kind.item_type)])
-        return _writable(column.cast(pa.list_(entry)))
-    if t.is_nested(kind):
-        return _inside(column, _writable)
-    if t.is_timestamp(kind):
-        return pc.binary_replace_slice(column.cast(pa.timestamp(kind.unit, kind.tz and "UTC")).cast(pa.string()), 10, 11, "T")
-    if t.is_duration(kind):
-        return column.cast(pa.int64())
-    if t.is_binary(kind) or t.is_large_binary(kind) or t.is_fixed_size_binary(kind) or t.is_binary_view(kind):
-        return pl.from_arrow(column.cast(pa.large_binary())).bin.encode("base64").to_arrow()
-    if t.is_decimal(kind) or t.is_temporal(kind):
-        return column.cast(pa.string())
-    return column.cast(pa.float32()) if t.is_float16(kind) else column

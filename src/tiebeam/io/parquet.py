@@ -31,7 +31,7 @@ from tiebeam.io._typed_files import (
     with_positions,
 )
 from tiebeam.options import option
-from tiebeam.rows import MAX_BATCH_ROWS, RowBatch
+from tiebeam.rows import MAX_BATCH_ROWS, RowBatch, cut
 
 ROW_GROUP_ROWS = 131_072
 ROW_GROUP_BYTES = 64 << 20
@@ -130,11 +130,12 @@ class _ParquetEncoder(Encoder):
         self._rows = 0
 
     def write(self, batch: RowBatch) -> None:
-        self._held.append(stored(batch, self._schema))
-        self._rows += batch.num_rows
-        self.held_bytes += batch.nbytes
-        if self._rows >= ROW_GROUP_ROWS or self.held_bytes >= ROW_GROUP_BYTES:
-            self.flush()
+        for rows in cut(stored(batch, self._schema), ROW_GROUP_ROWS):
+            self._held.append(rows)
+            self._rows += rows.num_rows
+            self.held_bytes += rows.nbytes
+            if self._rows >= ROW_GROUP_ROWS or self.held_bytes >= ROW_GROUP_BYTES:
+                self.flush()
 
     def flush(self) -> None:
         if self._held:
