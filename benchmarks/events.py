@@ -10,11 +10,15 @@ import numpy as np
 LINE_BYTES = 208
 MOST = 80_000_000  # one a millisecond, within one day
 
-CATEGORIES = (
-    "bakery books camping clothes coffee electronics fish flowers fruit furniture games garden grocery jewellery kitchen music pets shoes sports toys"
-).split()
+CATEGORIES = [
+    "bakery", "books", "camping", "clothes", "coffee", "electronics", "fish", "flowers", "fruit", "furniture", "games", "garden",
+    "grocery", "jewellery", "kitchen", "music", "pets", "shoes", "sports", "toys",
+]
 KINDS = ["buy", "click", "refund", "search", "view"]
-WORDS = "about after again along began being board bring build carry cause check child clean clear close color could count cover".split()
+WORDS = [
+    "about", "after", "again", "along", "began", "being", "board", "bring", "build", "carry", "cause", "check", "child", "clean",
+    "clear", "close", "color", "could", "count", "cover",
+]
 
 _HEAD = b'{"id":1000000000,"ts":"2026-01-01T00:00:00.000Z","user":"u000000","amount":100.00,"note":"'
 _NOTE_WORDS = 6
@@ -43,8 +47,10 @@ def _lines(random: np.random.Generator, first: int, rows: int) -> np.ndarray:
     millis = number + random.integers(0, 4000, rows)
     time = _HEAD.index(b"00:00:00.000")
     _digits(lines, _HEAD.index(b"1000000000") + 1, 9, number)
-    for at, width, value in ((0, 2, millis // 3_600_000), (3, 2, millis // 60_000 % 60), (6, 2, millis // 1000 % 60), (9, 3, millis % 1000)):
-        _digits(lines, time + at, width, value)
+    _digits(lines, time, 2, millis // 3_600_000)
+    _digits(lines, time + 3, 2, millis // 60_000 % 60)
+    _digits(lines, time + 6, 2, millis // 1000 % 60)
+    _digits(lines, time + 9, 3, millis % 1000)
     _digits(lines, _HEAD.index(b"u000000") + 1, 6, (random.pareto(1.2, rows) * 1000).astype(np.int64) % 1_000_000)
     amount = _HEAD.index(b"100.00")
     _digits(lines, amount, 3, random.integers(100, 1000, rows))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-import statistics
+import re
 import subprocess
 import sys
 import tempfile
@@ -33,14 +33,13 @@ class Cost:
     peak_mb: float
 
 
-def measure(argv: list[str], times: int = 1, *, check: Callable[[], None] = lambda: None, before: Callable[[], None] = lambda: None) -> Cost:
-    """Runs a command so many times, each in a fresh process, and gives the median run; raises when one fails or `check` does."""
+def measure(argv: list[str], times: int = 1, before: Callable[[], None] = lambda: None) -> Cost:
+    """Runs a command so many times, each in a fresh process, and gives the median run; stops everything when one fails."""
     costs = []
     for _ in range(times):
         before()
         costs.append(_run(argv))
-        check()
-    return sorted(costs, key=lambda c: c.secs)[len(costs) // 2]
+    return sorted(costs, key=lambda cost: cost.secs)[len(costs) // 2]
 
 
 def python(module: str, *arguments: object) -> list[str]:
@@ -141,16 +140,17 @@ def show(title: str, header: list[str], rows: list[list[str]], save_as: str | No
 
 
 def circumstances() -> str:
-    model = next((x.partition(":")[2].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), "unknown")
+    """Where and how figures came about."""
+    cpu = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     memory = os.sysconf("SC_PHYS_PAGES") * _PAGE / 1e9
+    machine = f"{cpu[1] if cpu else platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GB"
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("apache-beam", "pyarrow", "polars", "duckdb"))
-    command = " ".join(["python -m benchmarks", *sys.argv[1:]])
-    return (
-        f"- machine: {model}, {os.cpu_count()} cores, {memory:.0f} GB, {platform.system()} {platform.release()}, Python {platform.python_version()}\n"
-        f"- versions: {versions}\n- command: `{command}`\n- date: {datetime.now(UTC):%Y-%m-%d}\n"
-        "- each figure: a whole process from start to exit, median of its runs, file in the page cache; memory of the process tree"
+    return "\n".join(
+        [
+            f"- machine: {machine}, {platform.system()} {platform.release()}, Python {platform.python_version()}",
+            f"- versions: {versions}",
+            f"- command: `{' '.join(['python -m benchmarks', *sys.argv[1:]])}`",
+            f"- date: {datetime.now(UTC):%Y-%m-%d}",
+            "- each figure: a whole process from start to exit, median of its runs, input in the page cache; memory of the process tree",
+        ]
     )
-
-
-def median(values: list[float]) -> float:
-    return statistics.median(values)

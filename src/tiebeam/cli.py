@@ -6,6 +6,7 @@ rejected; 130 interrupted. Beam and Arrow are loaded only by the verbs that need
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
 from dataclasses import MISSING
@@ -13,7 +14,7 @@ from typing import Any
 
 from tiebeam import __version__, options, registry
 from tiebeam.errors import ConfigError, Problem
-from tiebeam.terminal import table, width
+from tiebeam.terminal import paragraphs, table, width
 
 USAGE = """\
 tiebeam: ready-made data pipelines on Apache Beam
@@ -35,7 +36,8 @@ tiebeam: ready-made data pipelines on Apache Beam
 COMPLETION = {
     "bash": '_tiebeam() { COMPREPLY=($(compgen -W "$(tiebeam words "${COMP_WORDS[@]:1}" 2>/dev/null)" -- "${COMP_WORDS[COMP_CWORD]}")); }\n'
     "complete -o default -F _tiebeam tiebeam",
-    "zsh": '#compdef tiebeam\n_tiebeam() { compadd -- ${(f)"$(tiebeam words ${words[2,-1]} 2>/dev/null)"} || _files; }\ncompdef _tiebeam tiebeam',
+    "zsh": '#compdef tiebeam\n_tiebeam() { compadd -- ${(f)"$(tiebeam words ${words[2,-1]} 2>/dev/null)"} || _files; }\n'
+    "compdef _tiebeam tiebeam",
     "fish": "complete -c tiebeam -a '(tiebeam words (commandline -opc)[2..-1] 2>/dev/null)'",
 }
 
@@ -104,7 +106,10 @@ def _describe(argv: list[str]) -> int:
     elif name in registry.modules("connectors"):
         about = _about_connector(name)
     else:
-        registry.pipeline(name)  # says which name is nearest
+        known = [*registry.modules("pipelines"), *registry.modules("connectors")]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "see tiebeam list"
+        raise ConfigError(Problem(f"there is no pipeline or connector called {name!r}", fix=hint))
     print(json.dumps(about, indent=2) if as_json else _page(about))
     return 0
 
@@ -149,14 +154,15 @@ def _about_option(o: options.Option) -> dict[str, Any]:
 
 
 def _page(about: dict[str, Any]) -> str:
-    parts = [about["about"]]
+    parts = [paragraphs(about["about"])]
     if "options" in about:
         parts.append(_option_table(about["options"], "--"))
     for role in ("source", "sink"):
         if role in about:
             can = about[role]["capabilities"]
             said = "; ".join(f"{k}: {({True: 'yes', False: 'no'}).get(v, v)}" for k, v in can.items())
-            parts.append(f"as a {role} ({about[role]['class']}): {said}\n\n" + _option_table(about[role]["options"], f"--{role}_"))
+            parts.append(paragraphs(f"as a {role} ({about[role]['class']}): {said}"))
+            parts.append(_option_table(about[role]["options"], f"--{role}_"))
     return "\n\n".join(parts)
 
 

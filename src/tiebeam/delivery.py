@@ -16,7 +16,7 @@ import json
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
@@ -30,10 +30,8 @@ from apache_beam.utils.windowed_value import WindowedValue
 from tiebeam import __version__, dead_letters, registry
 from tiebeam.errors import ConfigError, Problem, TooManyRejectedError
 from tiebeam.rows import RowBatch, with_column
+from tiebeam.staging import Staged, TwoPhase, Writer
 from tiebeam.steps import NAMESPACE, ROWS_OUT, BatchFn, apply_batches, count
-
-if TYPE_CHECKING:
-    from tiebeam.connectors import Sink, Writer
 
 ALREADY_PUBLISHED = "already_published"
 JOBS = "_jobs"
@@ -54,7 +52,7 @@ class Delivery:
     def __init__(
         self,
         pipeline: beam.Pipeline,
-        dead_letters: str | Sink | None = None,
+        dead_letters: str | TwoPhase | None = None,
         *,
         run_id: str | None = None,
         max_rejected_ratio: float = 1.0,
@@ -68,11 +66,11 @@ class Delivery:
         self.max_rejected_ratio = max_rejected_ratio
         self.max_attempts = max_attempts
         self.stamp = _StampFn("Keep dead letters", name, self.run_id, prior_attempts or {})
-        self.sinks: dict[str, tuple[str, Sink, beam.PCollection]] = {}
+        self.sinks: dict[str, tuple[str, TwoPhase, beam.PCollection]] = {}
         self.read: list[beam.PCollection] = []
 
     @property
-    def store(self) -> Sink:
+    def store(self) -> TwoPhase:
         """The sink of the dead letters."""
         if self._store is None:
             if not self.sinks:
@@ -110,12 +108,29 @@ class Delivery:
             if self.store_location() in self.sinks:
                 what = f"rows and dead letters both go to {self.store_location()}"
                 raise ConfigError(Problem(what, "dead_letters", "name another place"))
-            gate = _keep(self, dead_letters.claim(self.pipeline))
-            for label, sink, staged in self.sinks.values():
-                _publish(self.pipeline, f"Publish {label}", sink, self.run_id, staged, gate)
+            rejected = dead_letters.claim(self.pipeline)
+            staged = {f"staged by {label}": pieces for label, _, pieces in self.sinks.values()}
+            inputs = {**staged, **{f"rejected {i}": letters for i, letters in enumerate(rejected)}}
+            if inputs:
+                inputs | "Deliver" >> _Deliver(self, rejected)
 
 
-def keep_at(path: str) -> Sink:
+class _Deliver(beam.PTransform):
+    """Keeps the dead letters, judges the run, and has every sink publish."""
+
+    def __init__(self, delivery: Delivery, rejected: list[beam.PCollection]):
+        super().__init__()
+        self.delivery = delivery
+        self.rejected = rejected
+
+    def expand(self, inputs: dict[str, beam.PCollection]) -> beam.PCollection:
+        gate = _keep(self.delivery, self.rejected)
+        for label, sink, staged in self.delivery.sinks.values():
+            _publish(self.delivery.pipeline, f"Publish {label}", sink, self.delivery.run_id, staged, gate)
+        return gate
+
+
+def keep_at(path: str) -> TwoPhase:
     """The sink that dead letters go to when only a path was given."""
     return registry.connector("sink", "jsonl")(path=path, mode="append")
 
@@ -136,7 +151,7 @@ def note_source(pipeline: beam.Pipeline, label: str, read: Callable[[], beam.PCo
     return rows
 
 
-def deliver(sink: Sink, rows: beam.PCollection) -> beam.PCollection:
+def deliver(sink: TwoPhase, rows: beam.PCollection) -> beam.PCollection:
     """Stages rows, and has them published: by the open `Delivery` of the pipeline, or else by themselves."""
     delivery = _open.get(rows.pipeline)
     label = rows.pipeline.transforms_stack[-1].full_label.replace("/", " ")  # a sink's own label is unique in its composite only
@@ -153,7 +168,7 @@ def deliver(sink: Sink, rows: beam.PCollection) -> beam.PCollection:
     return staged
 
 
-def _stage(sink: Sink, rows: beam.PCollection, label: str, run_id: str) -> beam.PCollection:
+def _stage(sink: TwoPhase, rows: beam.PCollection, label: str, run_id: str) -> beam.PCollection:
     everything = rows | "Whole run" >> beam.WindowInto(window.GlobalWindows())
     return apply_batches(everything, "Stage", _StageFn(label, sink, run_id))
 
@@ -181,7 +196,7 @@ def _keep(delivery: Delivery, rejected: list[beam.PCollection], label: str = "de
     return kept | "Judge the share rejected" >> judge.with_output_types(int)
 
 
-def _store(p: beam.Pipeline, label: str, store: Sink, run_id: str, letters: beam.PCollection) -> beam.PCollection:
+def _store(p: beam.Pipeline, label: str, store: TwoPhase, run_id: str, letters: beam.PCollection) -> beam.PCollection:
     stage = beam.ParDo(_StageFn(f"Stage {label}", store, run_id)).with_output_types(RowBatch)
     staged = dead_letters.route_nowhere(letters | f"Stage {label}" >> stage.with_outputs(dead_letters.REJECTED, main="rows"))
     return _publish(p, f"Publish {label}", store, run_id, staged, None)
@@ -222,7 +237,7 @@ class _CountRows(beam.PTransform):
 class _StageFn(BatchFn):
     """Hands the rows of a bundle to one writer, and emits what it staged when the bundle ends."""
 
-    def __init__(self, step: str, sink: Sink, run_id: str):
+    def __init__(self, step: str, sink: TwoPhase, run_id: str):
         super().__init__(step)
         self.sink = sink
         self.run_id = run_id
@@ -243,8 +258,6 @@ class _StageFn(BatchFn):
     def finish_bundle(self) -> Iterator[WindowedValue]:
         if self._writer is None:
             return
-        from tiebeam.connectors import Staged
-
         try:
             staged = self._writer.close()
         except BaseException:
@@ -263,7 +276,7 @@ class _StageFn(BatchFn):
 
 
 def _publish(
-    p: beam.Pipeline, label: str, sink: Sink, run_id: str, staged: beam.PCollection, gate: beam.PCollection | None
+    p: beam.Pipeline, label: str, sink: TwoPhase, run_id: str, staged: beam.PCollection, gate: beam.PCollection | None
 ) -> beam.PCollection:
     begin = p | f"{label}: begin" >> beam.Create([0])
     waits = [pvalue.AsIter(gate)] if gate is not None else []
@@ -273,13 +286,11 @@ def _publish(
 class _PublishFn(beam.DoFn):
     """Publishes the whole run once everything it waits for is there; emits the number of rows."""
 
-    def __init__(self, sink: Sink, run_id: str):
+    def __init__(self, sink: TwoPhase, run_id: str):
         self.sink = sink
         self.run_id = run_id
 
     def process(self, _: int, staged: Iterable[RowBatch], gate: Iterable[int] = ()) -> Iterator[int]:
-        from tiebeam.connectors import Staged
-
         list(gate)
         pieces = Staged.unpack(staged)
         if (pieces or self.sink.mode == "replace") and not self.sink.publish(self.run_id, pieces):

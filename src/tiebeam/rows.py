@@ -33,17 +33,19 @@ RESERVED = {
 MAX_BATCH_ROWS = 65_536
 MAX_BATCH_BYTES = 16 << 20
 
+_LZ4 = pa.ipc.IpcWriteOptions(compression="lz4")
+
 
 class RowBatchCoder(coders.Coder):
-    """Encodes one record batch as one Arrow IPC stream, schema included, uncompressed.
+    """Encodes one record batch as one Arrow IPC stream, schema included, its buffers compressed with LZ4.
 
     Beam may decode any element alone, on another machine, so the schema goes with each batch: some hundred bytes
-    in front of megabytes. Compression lost on every runner measured (docs/decisions/0003).
+    in front of megabytes. Why LZ4: docs/decisions/0003-row-batch-coder.md.
     """
 
     def encode(self, value: RowBatch) -> bytes:
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, value.schema) as stream:
+        with pa.ipc.new_stream(sink, value.schema, options=_LZ4) as stream:
             stream.write_batch(value)
         return sink.getvalue().to_pybytes()
 
@@ -82,11 +84,16 @@ def batches(table: pa.Table, max_rows: int = MAX_BATCH_ROWS) -> Iterator[RowBatc
             yield batch
 
 
+def empty(schema: pa.Schema) -> RowBatch:
+    """A batch without rows, never an element: it stands for its schema where one is worked out."""
+    return RowBatch.from_arrays([pa.nulls(0, f.type) for f in schema], schema=schema)
+
+
 def one_batch(table: pa.Table) -> RowBatch:
     """Makes one record batch of a table; raises ValueError when a column is too large for one (2 GB of text, say)."""
     parts = [part for part in table.combine_chunks().to_batches() if part.num_rows]
     if not parts:
-        return RowBatch.from_pylist([], schema=table.schema)
+        return empty(table.schema)
     if len(parts) > 1:
         raise ValueError(f"{table.num_rows:,} rows ({table.nbytes:,} bytes) do not fit in one record batch")
     return parts[0]

@@ -24,8 +24,18 @@ def width() -> int:
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> str:
     """Lays out a table within the width: the last column wraps, numbers are right-aligned with thousands separated."""
     rows = [list(row) for row in rows]
-    right = [bool(rows) and all(isinstance(row[i], int | float) and row[i] is not True for row in rows) for i in range(len(head))]
+    columns = [[row[i] for row in rows] for i in range(len(head))]
+    right = [any(map(_is_number, column)) and all(value is None or _is_number(value) for value in column) for column in columns]
     return _layout(list(head), [[_cell(value) for value in row] for row in rows], right, title)
+
+
+def paragraphs(text: str) -> str:
+    """Fills paragraphs to the width; indented lines, which are examples, stay as they are."""
+    return "\n\n".join(part if part.startswith(" ") else textwrap.fill(part, width()) for part in text.split("\n\n"))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _cell(value: Any) -> str:

@@ -21,13 +21,13 @@ from apache_beam.testing.util import assert_that, equal_to, is_empty
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tiebeam.connectors import Staged
 from tiebeam.dead_letters import Letters
 from tiebeam.delivery import Delivery
 from tiebeam.errors import ConfigError, TransientError
 from tiebeam.io import _duckdb
 from tiebeam.io.duckdb import ReadFromDuckDB, WriteToDuckDB
 from tiebeam.rows import MAX_BATCH_ROWS, RESERVED, RowBatch, concat, cut
+from tiebeam.staging import Staged
 
 UTC = dt.UTC
 
@@ -584,6 +584,8 @@ def test_ping_of_the_sink_says_what_is_wrong_and_creates_nothing(db, tmp_path):
         WriteToDuckDB(db, "t", mode="upsert", key=("k",)).ping()
     with pytest.raises(ConfigError, match="v is a view"):
         WriteToDuckDB(db, "v").ping()
+    with pytest.raises(ConfigError, match="is no folder"):
+        WriteToDuckDB(f"{db}/x.duckdb", "t").ping()
 
 
 # ------------------------------------------------------------------------------------------------- other processes, deaths

@@ -11,11 +11,12 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tiebeam.connectors import Sink, Source, Staged
+from tiebeam.connectors import Sink, Source
 from tiebeam.dead_letters import Letters, letters, letters_of_rows
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.options import option
 from tiebeam.rows import ROW_POSITION, RowBatch
+from tiebeam.staging import Staged
 from tiebeam.steps import BatchFn, apply_batches
 
 SCHEMA = pa.schema([("n", pa.int64()), ("word", pa.string()), (ROW_POSITION, pa.string())])

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, ClassVar
 
 import pyarrow as pa
 
-from tiebeam.connectors import Sink, Staged
+from tiebeam.connectors import Sink
 from tiebeam.dead_letters import Letters
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.io._folder import Folder, folder_at
@@ -30,6 +30,7 @@ from tiebeam.io._publication import STAGED, discard, publish, retire, staging_of
 from tiebeam.io._ranges import Ranges
 from tiebeam.options import option
 from tiebeam.rows import RowBatch, concat
+from tiebeam.staging import Staged
 
 MAX_OPEN_FILES = 64
 MAX_HELD_BYTES = 256 << 20

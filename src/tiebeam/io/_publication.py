@@ -20,10 +20,10 @@ import uuid
 from typing import Any
 from urllib.parse import quote
 
-from tiebeam.connectors import Staged
 from tiebeam.io import _manifest
 from tiebeam.io._folder import Folder, draft_in
 from tiebeam.io._manifest import STAGING, Entry
+from tiebeam.staging import Staged
 
 INTENTS = f"{STAGING}/_intents"
 STAGED = ".staged"

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.types as t
 from apache_beam.transforms.window import TimestampedValue
 
-from tiebeam.connectors import Sink, Source, Staged
+from tiebeam.connectors import Sink, Source
 from tiebeam.dead_letters import Letters, letters_of_rows
 from tiebeam.errors import ConfigError, Problem, TransientError
 from tiebeam.io._duckdb import columns_of, connect, first_row, full_name, kind_of, quoted, quoted_table, reaching, transaction
@@ -35,6 +35,7 @@ from tiebeam.io._event_time import event_times, where_possible
 from tiebeam.io._typed_files import cast, joined, rebuilt, with_positions
 from tiebeam.options import option
 from tiebeam.rows import MAX_BATCH_ROWS, ROW_TIME, RowBatch, cut, one_batch, timestamp_of, with_column
+from tiebeam.staging import Staged
 from tiebeam.steps import BatchFn, apply_batches
 
 STALE_SECS = 24 * 3600
@@ -53,6 +54,10 @@ class ReadFromDuckDB(Source):
     Errors: rows whose `event_time` is null or infinite are refused as `bad_event_time`; a database that is written while its ranges are
         read stops the run.
     Time: `row_time` is the column `event_time`, a date or a timestamp; one without zone counts as UTC.
+
+    Example:
+        >>> ReadFromDuckDB("shop.duckdb", "sales", event_time="sold_at")
+        ReadFromDuckDB(path='shop.duckdb', table='sales', event_time='sold_at')
     """
 
     path: str = option(help="Database file", example="shop.duckdb")
@@ -183,6 +188,10 @@ class WriteToDuckDB(Sink):
     Delivery: exactly once: the same transaction notes the run in the table `tiebeam_ledger`.
     Time: of the rows of a run with one key the last by (`row_time`, `row_position`) wins; so does the run published last. With
         `row_change` = delete that row is deleted (upsert only, where `row_change` itself is not stored).
+
+    Example:
+        >>> WriteToDuckDB("shop.duckdb", "mart.sales", mode="upsert", key=("shop", "day"))
+        WriteToDuckDB(path='shop.duckdb', table='mart.sales', mode='upsert', key=('shop', 'day'))
     """
 
     modes: ClassVar[tuple[str, ...]] = ("append", "upsert", "replace")
@@ -207,8 +216,8 @@ class WriteToDuckDB(Sink):
 
     def ping(self) -> None:
         folder = next(p for p in Path(self.path).absolute().parents if p.exists())
-        if not os.access(folder, os.W_OK):
-            raise ConfigError(Problem(f"the folder {folder} cannot be written", self.path))
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise ConfigError(Problem(f"{folder} is no folder that can be written", self.path))
         if not Path(self.path).exists():
             return
         with reaching(self.path), connect(self.path, read_only=False) as con:

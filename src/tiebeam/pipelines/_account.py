@@ -48,12 +48,13 @@ def top_labels(p: beam.Pipeline) -> list[str]:
     return list(dict.fromkeys(leaf.split("/")[0] for leaf in visitor.leaves))
 
 
-def progress_lines(labels: list[str], elapsed: float) -> list[str]:
+def progress_lines(labels: list[str], reads: tuple[str, ...], elapsed: float) -> list[str]:
     """The first line sums up; then one line per step that has counted rows."""
     counts: dict[str, dict[str, int]] = {}
     for (step, name), amount in steps.tally().items():
         counts.setdefault(step, {})[name] = amount
-    read = sum(c.get("rows_out", 0) + c.get("rows_rejected", 0) for c in counts.values() if "rows_in" not in c)
+    sources = [c for step, c in counts.items() if (step in reads if reads else steps.ROWS_IN not in c)]
+    read = sum(c.get(steps.ROWS_OUT, 0) + c.get(steps.ROWS_REJECTED, 0) for c in sources)
     written = sum(c.get("rows_out", 0) for s, c in counts.items() if s in _staging(counts))
     rejected = sum(c.get("rows_rejected", 0) for c in counts.values())
     speed = read / max(elapsed, 0.1)
@@ -72,26 +73,24 @@ def _staging(counts: dict[str, dict[str, int]]) -> set[str]:
     return {step for step in counts if step.startswith(("Write", "Store"))}
 
 
-def account(outcome: Outcome, result: Any, labels: list[str], accepts: str | None, reads: tuple[str, ...] = ()) -> None:
-    """Fills an outcome from the runner's committed metrics. Without `reads` every step that takes no rows in is a source."""
+def account(outcome: Outcome, result: Any, labels: list[str], accepts: str | None, reads: tuple[str, ...]) -> None:
+    """Fills an outcome from the runner's committed metrics; `reads` are the steps whose rows count, by default every source."""
     counters = result.metrics().query(MetricsFilter().with_namespace(steps.NAMESPACE))["counters"]
-    counts: dict[str, dict[str, dict[str, int]]] = {}
+    leaves: dict[str, dict[str, int]] = {}
     for c in counters:
-        top = c.key.step.split("/")[0]
-        counts.setdefault(top, {}).setdefault(c.key.step, {})[c.key.metric.name] = c.committed if c.committed is not None else c.attempted
+        leaves.setdefault(c.key.step, {})[c.key.metric.name] = c.committed if c.committed is not None else c.attempted
+    of_delivery = {leaf: c for leaf, c in leaves.items() if leaf.startswith("Deliver/")}
     for label in labels:
-        if label in counts:
-            outcome.counts[label] = _merged(list(counts[label].values()))
-    letters = outcome.counts.get("Keep dead letters", {})
-    outcome.rejected = letters.get("rows_in", 0)
-    first = [label for label, c in outcome.counts.items() if "rows_in" not in c and not label.startswith("Publish")]
-    sources = [outcome.counts[label] for label in (reads or first) if label in outcome.counts]
-    outcome.read = sum(c.get("rows_out", 0) + c.get("rows_rejected", 0) for c in sources)
-    sinks = [label for label in outcome.counts if any(step.endswith("/Stage") for step in counts[label])]
-    outcome.accepted = sum(outcome.counts.get(label, {}).get("rows_out", 0) for label in ([accepts] if accepts else sinks))
-    outcome.published = not any(ALREADY_PUBLISHED in c for label, c in outcome.counts.items())
-    for label in [la for la in outcome.counts if la.startswith("Publish") or la == "Keep dead letters"]:
-        del outcome.counts[label]
+        below = [c for leaf, c in leaves.items() if leaf.split("/")[0] == label and leaf not in of_delivery]
+        if below:
+            outcome.counts[label] = _merged(below)
+    outcome.rejected = sum(c.get(steps.ROWS_IN, 0) for leaf, c in of_delivery.items() if leaf.startswith("Deliver/Keep"))
+    sources = [c for label, c in outcome.counts.items() if (label in reads if reads else steps.ROWS_IN not in c)]
+    outcome.read = sum(c.get(steps.ROWS_OUT, 0) + c.get(steps.ROWS_REJECTED, 0) for c in sources)
+    sinks = {leaf.split("/")[0] for leaf in leaves if leaf not in of_delivery and "/Stage/" in f"{leaf}/"}
+    accepting = [accepts] if accepts else [label for label in outcome.counts if label in sinks]
+    outcome.accepted = sum(outcome.counts.get(label, {}).get(steps.ROWS_OUT, 0) for label in accepting)
+    outcome.published = not any(ALREADY_PUBLISHED in c for c in of_delivery.values())
 
 
 def _merged(leaves: list[dict[str, int]]) -> dict[str, int]:
@@ -111,7 +110,7 @@ def _merged(leaves: list[dict[str, int]]) -> dict[str, int]:
 def summary(outcome: Outcome) -> str:
     """The short tables at the end of a run."""
     rows = [(label, c.get("rows_in"), c.get("rows_out"), c.get("rows_rejected", 0)) for label, c in outcome.counts.items()]
-    per_step = terminal.table(["step", "rows in", "rows out", "rejected"], [["" if v is None else v for v in row] for row in rows])
+    per_step = terminal.table(["step", "rows in", "rows out", "rejected"], rows)
     equal = "=" if outcome.reconciled else "≠"
     state = "published" if outcome.published else "this run was already published before: nothing changed"
     facts = [

@@ -163,7 +163,8 @@ def bars(
             element("rect", x=x + pitch * 0.07 + slot * s, y=y(v), width=max(1, slot - 1), height=base - y(v), class_=f"series{s + 1}")
             for s, v in enumerate(series)
         ]
-        if i % every == 0 or i == len(values) - 1:
+        to_last = len(values) - 1 - i
+        if to_last == 0 or (i % every == 0 and to_last > every / 2):
             parts.append(text(x + pitch / 2, base + 16, name, "middle"))
         parts.append(element("rect", x=x, y=top, width=pitch, height=base - top, class_="hit", data_tip=tip))
     return svg(width, height, label, _rules(scale, left, width - right, y, words), parts)

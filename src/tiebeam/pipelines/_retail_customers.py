@@ -28,8 +28,8 @@ _METHOD = (
     "The effect is what a household that received the campaign spent per week on the products its coupons are for, during the campaign "
     "less in as many days before it; and from that, the same difference for households that did not receive it. Every recipient counts, "
     "whether or not a coupon was redeemed. The line is the 95 % interval. This takes out the season and what was on everybody's shelf; but "
-    "recipients were chosen by the retailer, not drawn by lot, so read it as evidence, not as proof. Not measured: campaigns of which fewer "
-    "than 14 days, or not as many days before them, are in the data."
+    "recipients were chosen by the retailer, not drawn by lot, so read it as evidence, not as proof. Not measured: campaigns of which "
+    "fewer than 14 days, or not as many days before them, are in the data."
 )
 _CAMPAIGN = (
     "campaign_id, campaign_type, start_date, end_date, households, redemptions, redeemers, "

@@ -16,45 +16,28 @@ from tiebeam.io.parquet import WriteToParquet
 from tiebeam.pipelines._retail_data import TIME_ZONE
 from tiebeam.rows import RowBatch, batches, with_column
 from tiebeam.steps import ROWS_IN, BatchFn, apply_batches, count
+from tiebeam.transforms.frames import MapBatches
 from tiebeam.transforms.lookup import Lookup
 
 NOT_LISTED = "NOT LISTED"
 _PARTITIONS = {"department_days": ("month",)}
 
 
-class TellDay(beam.PTransform):
-    """Tells the day and the hour of each purchase, and keeps the columns that are used from here on.
-
-    Out: household_id, basket_id, product_id, day, weekday (1 is Monday), hour, revenue.
-    Time: day, weekday and hour are those of the shops' own time zone.
-    """
-
-    def expand(self, purchases: beam.PCollection) -> beam.PCollection:
-        return apply_batches(purchases, "Tell", _TellDayFn(self.label))
-
-
-class _TellDayFn(BatchFn):
-    def apply(self, batch: RowBatch) -> Iterator[RowBatch]:
-        local = pc.local_timestamp(batch["transaction_timestamp"].cast(pa.timestamp("us", tz=TIME_ZONE)))
-        told = {
-            "day": local.cast(pa.date32()),
-            "weekday": pc.day_of_week(local, count_from_zero=False).cast(pa.int8()),
-            "hour": pc.hour(local).cast(pa.int8()),
-            "revenue": batch["sales_value"],
-        }
-        yield RowBatch.from_pydict({name: batch[name] for name in ("household_id", "basket_id", "product_id")} | told)
+def tell_day(purchases: RowBatch) -> RowBatch:
+    """Tells day, weekday (1 is Monday) and hour of purchases in the shops' own time zone, and keeps what is used from here on."""
+    local = pc.local_timestamp(purchases["transaction_timestamp"].cast(pa.timestamp("us", tz=TIME_ZONE)))
+    told = {
+        "day": local.cast(pa.date32()),
+        "weekday": pc.day_of_week(local, count_from_zero=False).cast(pa.int8()),
+        "hour": pc.hour(local).cast(pa.int8()),
+        "revenue": purchases["sales_value"],
+    }
+    return RowBatch.from_pydict({name: purchases[name] for name in ("household_id", "basket_id", "product_id")} | told)
 
 
-class TellMonth(beam.PTransform):
+def tell_month(rows: RowBatch) -> RowBatch:
     """Adds the month of a day, as `2017-03`: Parquet files are kept in a folder per month."""
-
-    def expand(self, rows: beam.PCollection) -> beam.PCollection:
-        return apply_batches(rows, "Tell", _TellMonthFn(self.label))
-
-
-class _TellMonthFn(BatchFn):
-    def apply(self, batch: RowBatch) -> Iterator[RowBatch]:
-        yield with_column(batch, "month", pc.strftime(batch["day"].cast(pa.timestamp("s")), format="%Y-%m"))
+    return with_column(rows, "month", pc.strftime(rows["day"].cast(pa.timestamp("s")), format="%Y-%m"))
 
 
 class DescribeProducts(beam.PTransform):
@@ -66,12 +49,11 @@ class DescribeProducts(beam.PTransform):
 
     def expand(self, rows: beam.PCollection) -> beam.PCollection:
         described = rows | "Look up" >> Lookup(self.products, on="product_id", columns=self.columns)
-        return apply_batches(described, "Not listed", _NotListedFn(self.label))
+        return described | "Not listed" >> MapBatches(_not_listed, frame="arrow")
 
 
-class _NotListedFn(BatchFn):
-    def apply(self, batch: RowBatch) -> Iterator[RowBatch]:
-        yield with_column(batch, "department", pc.fill_null(batch["department"], NOT_LISTED))
+def _not_listed(rows: RowBatch) -> RowBatch:
+    return with_column(rows, "department", pc.fill_null(rows["department"], NOT_LISTED))
 
 
 class SpentOnCovered(beam.PTransform):
@@ -91,13 +73,12 @@ class SpentOnCovered(beam.PTransform):
 
 class _SpentFn(BatchFn):
     def apply(self, batch: RowBatch, covered: list[RowBatch]) -> Iterator[RowBatch]:
-        products = frame_of(list(covered))
-        if products is None:
+        products, purchases = frame_of(list(covered)), frame_of([batch.select(["household_id", "product_id", "day", "revenue"])])
+        if products is None or purchases is None:
             return
         earlier, revenue = pl.col("day") < pl.col("start_date"), pl.col("revenue")
         spent = (
-            pl.from_arrow(batch.select(["household_id", "product_id", "day", "revenue"]))
-            .lazy()
+            purchases.lazy()
             .join(products.lazy(), on="product_id")
             .filter(pl.col("day").is_between("before_start", "end_date"))
             .with_columns(before=pl.when(earlier).then(revenue), during=pl.when(~earlier).then(revenue))

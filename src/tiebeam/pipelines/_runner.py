@@ -120,7 +120,7 @@ def _problems(runner: str, flags: dict[str, Any]) -> Iterator[Problem]:
     experiments = {part for value in flags["experiments"] or () for part in value.split(",")}
     if runner == "PrismRunner" and PRISM_RULE not in experiments:
         yield Problem(
-            "Prism splits bundles inside a key, and state is overwritten",
+            "Prism loses rows: it splits bundles inside a key, and state is overwritten",
             "--runner=PrismRunner",
             f"add --experiments={PRISM_RULE}",
         )

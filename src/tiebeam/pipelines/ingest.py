@@ -1,6 +1,6 @@
 """Ingest: any source to any sink, under a contract.
 
-    tiebeam run ingest --source=jsonl --source_path='in/*.jsonl' --sink=parquet --sink_path=out/ --contract=shop.odcs.yaml
+    tiebeam run ingest --source=jsonl --source_path='in/*.jsonl' --sink=parquet --sink_path=out/
 
 Without a contract one is inferred from the first rows of the source; `tiebeam plan` shows it, and saves it with
 `--write_contract=FILE`. Rows that do not fit go to the dead letters and can be replayed once the contract is mended.

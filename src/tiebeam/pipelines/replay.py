@@ -62,6 +62,12 @@ class ReadLetters(Source):
     source: Any = None
     waiting: Any = ()
 
+    def sample(self, rows: int) -> RowBatch | None:
+        return self.source.sample(rows)
+
+    def with_types(self, schema: pa.Schema) -> ReadLetters:
+        return ReadLetters(self.source.with_types(schema) if hasattr(self.source, "with_types") else self.source, self.waiting)
+
     def read(self, begin: Any) -> beam.PCollection:
         packed = begin | beam.Create([RowBatch.from_pylist(self.waiting, schema=SCHEMA)]).with_output_types(RowBatch)
         return apply_batches(packed, "Decode", _DecodeFn(self.label, self.source))

@@ -22,9 +22,10 @@ from tiebeam.options import JobOptions, option
 from tiebeam.pipelines import _job, _report, _retail_data
 from tiebeam.pipelines import _retail_tables as compute
 from tiebeam.pipelines._account import Outcome
-from tiebeam.pipelines._retail_steps import AtOnce, DescribeProducts, SpentOnCovered, Store, TellDay, TellMonth
+from tiebeam.pipelines._retail_steps import AtOnce, DescribeProducts, SpentOnCovered, Store, tell_day, tell_month
 from tiebeam.transforms.aggregate import Aggregate, Count, Max, Min, Sum
 from tiebeam.transforms.conform import Conform, Contract
+from tiebeam.transforms.frames import MapBatches
 
 CONTRACT = str(Path(__file__).with_name("retail.odcs.yaml"))
 READS = ("Read JSON lines", "Read Parquet")
@@ -62,7 +63,7 @@ def build(p: beam.Pipeline, options: Options) -> None:
         (p | "Read JSON lines" >> lines, p | "Read Parquet" >> files)
         | "Both halves" >> beam.Flatten()
         | "Conform" >> Conform(contract_of(options))
-        | "Tell day" >> TellDay()
+        | "Tell day" >> MapBatches(tell_day, frame="arrow")
     )
     tables = sales(purchases, known, options.top) | customers(purchases, known)
     for name, rows in tables.items():
@@ -71,56 +72,71 @@ def build(p: beam.Pipeline, options: Options) -> None:
 
 def sales(purchases: beam.PCollection, known: dict[str, beam.PCollection], top: int) -> dict[str, beam.PCollection]:
     """The tables on what was sold."""
-    products = known["products"]
-    in_departments = purchases | "Find departments" >> DescribeProducts(products, "department")
-    in_baskets = in_departments | "Department baskets" >> Aggregate(by=("department", "day", "basket_id"), revenue=Sum("revenue"))
-    days = (
-        in_baskets
+    department_days = (
+        purchases
+        | "Find departments" >> DescribeProducts(known["products"], "department")
+        | "Department baskets" >> Aggregate(by=("department", "day", "basket_id"), revenue=Sum("revenue"))
         | "Department days" >> Aggregate(by=("department", "day"), revenue=Sum("revenue"), baskets=Count())
-        | "Tell month" >> TellMonth()
+        | "Tell month" >> MapBatches(tell_month, frame="arrow")
     )
     pairs = purchases | "Pairs" >> Aggregate(by=("product_id", "household_id"), revenue=Sum("revenue"), times=Count())
-    sold = pairs | "Products" >> Aggregate(by=("product_id",), revenue=Sum("revenue"), baskets=Sum("times"), households=Count())
-    described = sold | "Describe products" >> DescribeProducts(products, "department", *compute.DESCRIBED)
-    repeats = pairs | "Product repeats" >> Aggregate(by=("product_id", "times"), revenue=Sum("revenue"), pairs=Count())
-    repeats_in = repeats | "Departments of repeats" >> DescribeProducts(products, "department")
+    product_sales = (
+        pairs
+        | "Products" >> Aggregate(by="product_id", revenue=Sum("revenue"), baskets=Sum("times"), households=Count())
+        | "Describe products" >> DescribeProducts(known["products"], "department", *compute.DESCRIBED)
+    )
+    repeat_purchases = (
+        pairs
+        | "Product repeats" >> Aggregate(by=("product_id", "times"), revenue=Sum("revenue"), pairs=Count())
+        | "Departments of repeats" >> DescribeProducts(known["products"], "department")
+        | "Department repeats" >> Aggregate(by=("department", "times"), revenue=Sum("revenue"), pairs=Sum("pairs"))
+    )
     return {
-        "department_days": days,
-        "department_weeks": days | "Department weeks" >> AtOnce(compute.weeks),
-        "product_sales": described,
-        "top_products": described | "Top products" >> AtOnce(partial(compute.best_sellers, most=top)),
-        "repeat_purchases": repeats_in | "Repeats" >> Aggregate(by=("department", "times"), revenue=Sum("revenue"), pairs=Sum("pairs")),
+        "department_days": department_days,
+        "department_weeks": department_days | "Department weeks" >> AtOnce(compute.weeks),
+        "product_sales": product_sales,
+        "top_products": product_sales | "Top products" >> AtOnce(partial(compute.best_sellers, most=top)),
+        "repeat_purchases": repeat_purchases,
     }
 
 
 def customers(purchases: beam.PCollection, known: dict[str, beam.PCollection]) -> dict[str, beam.PCollection]:
     """The tables on who bought, when, and after which coupons."""
-    basket = ("basket_id", "household_id", "day", "weekday", "hour")
-    baskets = purchases | "Baskets" >> Aggregate(by=basket, revenue=Sum("revenue"), products=Count())
-    span = {"first_day": Min("day"), "last_day": Max("day")}
-    seen = baskets | "Households seen" >> Aggregate(by=("household_id",), revenue=Sum("revenue"), baskets=Count(), **span)
-    households = (seen, known["demographics"]) | "Households" >> AtOnce(compute.scored)
+    basket, money = ("basket_id", "household_id", "day", "weekday", "hour"), Sum("revenue")
+    baskets = purchases | "Baskets" >> Aggregate(by=basket, revenue=money, products=Count())
+    seen = baskets | "Households seen" >> Aggregate(
+        by="household_id", revenue=money, baskets=Count(), first_day=Min("day"), last_day=Max("day")
+    )
+    households = (seen, known["demographics"]) | "Score households" >> AtOnce(compute.scored)
     covered = (known["coupons"], known["campaign_descriptions"]) | "Covered products" >> AtOnce(compute.covered)
-    matched = purchases | "Match campaigns" >> SpentOnCovered(covered)
-    spent = matched | "Spent per campaign" >> Aggregate(by=("campaign_id", "household_id"), before=Sum("before"), during=Sum("during"))
-    reach = (known[name] for name in ("campaigns", "coupons", "coupon_redemptions"))
+    spent = (
+        purchases
+        | "Match campaigns" >> SpentOnCovered(covered)
+        | "Spent per campaign" >> Aggregate(by=("campaign_id", "household_id"), before=Sum("before"), during=Sum("during"))
+    )
+    reach = (known["campaigns"], known["coupons"], known["coupon_redemptions"])
     return {
-        "days": baskets | "Days" >> Aggregate(by=("day",), revenue=Sum("revenue"), baskets=Count()),
-        "hours": baskets | "Hours" >> Aggregate(by=("weekday", "hour"), revenue=Sum("revenue"), baskets=Count()),
-        "basket_sizes": baskets | "Basket sizes" >> Aggregate(by=("products",), revenue=Sum("revenue"), baskets=Count()),
+        "days": baskets | "Days" >> Aggregate(by="day", revenue=money, baskets=Count()),
+        "hours": baskets | "Hours" >> Aggregate(by=("weekday", "hour"), revenue=money, baskets=Count()),
+        "basket_sizes": baskets | "Basket sizes" >> Aggregate(by="products", revenue=money, baskets=Count()),
         "households": households,
-        "segments": households
-        | "Segments" >> Aggregate(by=("segment",), revenue=Sum("revenue"), baskets=Sum("baskets"), households=Count()),
-        "campaigns": (known["campaign_descriptions"], spent, seen, *reach) | "Campaigns" >> AtOnce(compute.effects),
+        "segments": households | "Segments" >> Aggregate(by="segment", revenue=money, baskets=Sum("baskets"), households=Count()),
+        "campaigns": (known["campaign_descriptions"], spent, seen, *reach) | "Compare campaigns" >> AtOnce(compute.effects),
     }
 
 
 def finish(options: Options, outcome: Outcome) -> None:
     """Writes the report, unless this run was published before and has one."""
     if outcome.published or not Path(options.report).exists():
-        places = [("tables", options.output), ("warehouse", options.warehouse), ("rejected", outcome.dead_letters), ("contract", CONTRACT)]
-        rejected = _report.letters(outcome.dead_letters, outcome.run_id)
-        _report.write(options.report, options.warehouse, rejected, outcome, places)
+        places = [
+            ("tables", options.output),
+            ("warehouse", options.warehouse),
+            ("ask it", f'duckdb {options.warehouse} "FROM top_products LIMIT 10"'),
+            ("contract", CONTRACT),
+            ("rejected", outcome.dead_letters),
+            ("replay", f"tiebeam replay --dead_letters={outcome.dead_letters}"),
+        ]
+        _report.write(options.report, options.warehouse, _report.letters(outcome.dead_letters, outcome.run_id), outcome, places)
     outcome.outputs[:] = [options.output, options.warehouse, options.report]
 
 

@@ -120,6 +120,24 @@ def _float_to_float(values: pa.Array, to: pa.DataType) -> Cast:
     return _array(made, values, to), (made.astype(np.float64) != numbers.astype(np.float64)) & ~np.isnan(numbers)
 
 
+def _float_to_decimal(values: pa.Array, to: pa.DataType) -> Cast:
+    """By arithmetic where it is exact, which is nearly always; the rest by the shortest text of the value."""
+    numbers, power = _numbers(values).astype(np.float64), 10.0 ** min(to.scale, 22)
+    if to.scale > 22 or to.bit_width != 128 or values.type != pa.float64():
+        return _via_text(values, to)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = np.rint(numbers * power)
+        sure = (np.abs(scaled) < min(10.0**15, 10.0**to.precision)) & (scaled / power == numbers)
+    units = np.where(sure, scaled, 0).astype(np.int64)
+    words = np.stack([units, units >> 63], axis=1)  # little-endian: the low half, then its sign
+    kept = mask(pc.is_valid(values)) & sure
+    made = pa.Array.from_buffers(to, len(values), [pa.array(kept).buffers()[1], pa.py_buffer(words)])
+    if sure.all():
+        return made, None
+    rest, bad = _via_text(pc.if_else(pa.array(~sure), values, pa.scalar(None, values.type)), to)
+    return pc.coalesce(made, rest), bad
+
+
 def _via_text(values: pa.Array, to: pa.DataType) -> Cast:
     """From float or integer to decimal, by the shortest text of the value."""
     return _arrow(values.cast(pa.string()), to)
@@ -215,7 +233,7 @@ _WAYS: dict[tuple[str, str], Callable[[pa.Array, pa.DataType], Cast]] = {
     ("integer", "boolean"): _int_to_bool,
     ("number", "integer"): _float_to_int,
     ("number", "number"): _float_to_float,
-    ("number", "decimal"): _via_text,
+    ("number", "decimal"): _float_to_decimal,
     ("decimal", "integer"): _arrow,
     ("decimal", "number"): _decimal_to_float,
     ("decimal", "decimal"): _arrow,

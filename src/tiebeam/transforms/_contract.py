@@ -29,6 +29,7 @@ from apache_beam.io.filesystems import FileSystems
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.rows import RESERVED, RowBatch
 from tiebeam.transforms import _types
+from tiebeam.transforms._form import misshapen
 from tiebeam.transforms._properties import Column, Reading
 
 POLICIES = ("evolve", "freeze", "drop_row", "drop_value", "variant")
@@ -74,6 +75,10 @@ class Contract:
             raise ConfigError(Problem(f"not YAML: {' '.join(str(e).split())}", where)) from e
         if not isinstance(document, dict):
             raise ConfigError(Problem("not a contract: a mapping is expected", where, "start with `kind: DataContract`"))
+        for path, expected in misshapen(document):
+            reading.wrong(path, expected, "see https://bitol-io.github.io/open-data-contract-standard")
+        if reading.problems:
+            raise ConfigError(*reading.problems)
         _check_head(document, reading)
         found = _table(document, table, reading)
         contract = None if found is None else _contract(document, *found, reading)
@@ -103,7 +108,9 @@ class Contract:
         rows = []
         for column in self.columns:
             rules = ["required"] * column.required + [str(rule) for rule in column.rules]
-            rules += [f"unique{' with ' + ', '.join(set(k) - {column.name}) if len(k) > 1 else ''}" for k in self.keys if column.name in k]
+            for key in (k for k in self.keys if column.name in k):
+                others = [name for name in key if name != column.name]
+                rules.append("unique" + (f" with {', '.join(others)}" if others else ""))
             rows.append((column.name, str(column.type), "; ".join(rules)))
         return rows
 
@@ -138,7 +145,7 @@ def _check_head(document: dict[str, Any], reading: Reading) -> None:
 def _table(document: dict[str, Any], name: str, reading: Reading) -> tuple[dict[str, Any], str] | None:
     """The one table that is meant, and its path; notes a problem when there is none."""
     tables = document.get("schema")
-    if not isinstance(tables, list) or not tables or not all(isinstance(t, dict) for t in tables):
+    if not tables:
         reading.wrong("schema", "lists no table", "write `schema:` and under it `- name: …` with `properties:`")
         return None
     names = [str(t.get("name")) for t in tables]

@@ -27,6 +27,7 @@ _TEXT_FORMATS = {
     "uri": r"^[A-Za-z][A-Za-z0-9+.-]*:\S+$",
     "ipv4": r"^((25[0-5]|2[0-4]\d|1?\d?\d)(\.|$)){4}$",
 }
+_NOT_JUDGED = {"uniqueItems", "minProperties", "maxProperties", "multipleOf"}
 _ELSEWHERE = "to have it judged elsewhere, add `customProperties: [{property: judged_elsewhere, value: true}]` to it"
 
 
@@ -44,6 +45,9 @@ class Demands:
     def known_keys(self, given: dict[str, Any], known: set[str], path: str) -> None:
         for key in given:
             if key not in known:
+                if key in _NOT_JUDGED:
+                    self.wrong(f"{path}.{key}", "cannot be judged here", "remove it, or judge it by a Derive or Filter behind Conform")
+                    continue
                 near = difflib.get_close_matches(str(key), known, n=1)
                 fix = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
                 self.wrong(f"{path}.{key}", "is not known here", fix)
@@ -61,7 +65,7 @@ class Demands:
             rules.append(self._pattern(options["pattern"], type, f"{path}.pattern"))
         for low, high in (("minLength", "maxLength"), ("minItems", "maxItems")):
             if low in options or high in options:
-                rules.append(self._length(options.get(low, 0), options.get(high), f"{path}.{low if low in options else high}"))
+                rules.append(self._length(options.get(low) or 0, options.get(high), f"{path}.{low if low in options else high}"))
         if options.get("multipleOf") is not None:
             rules.append(self._multiple(options["multipleOf"], type, f"{path}.multipleOf"))
         return [r for r in rules if r]
@@ -88,7 +92,7 @@ class Demands:
         return Pattern(str(regex))
 
     def _length(self, low: Any, high: Any, path: str) -> Rule | None:
-        if any(not isinstance(n, int) or n < 0 for n in (low, 0 if high is None else high)) or (high is not None and high < low):
+        if low < 0 or (high is not None and high < low):
             return self.wrong(path, f"{low!r} to {high!r} is no range of lengths", "give whole numbers, the smaller first")
         return Length(low, high)
 
@@ -173,4 +177,4 @@ def scalar(value: Any, type: pa.DataType) -> pa.Scalar:
 
 def custom(given: dict[str, Any]) -> dict[str, Any]:
     entries = given.get("customProperties") or []
-    return {str(entry.get("property")): entry.get("value") for entry in entries if isinstance(entry, dict)}
+    return {str(entry.get("property")): entry.get("value") for entry in entries}

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tiebeam.errors import ConfigError, Problem
-from tiebeam.rows import RowBatch
+from tiebeam.rows import RowBatch, empty
 from tiebeam.transforms._rules import Mask, mask
 from tiebeam.transforms._types import plain
 
@@ -74,8 +74,8 @@ class Expressions:
         if "error_message" in tree:
             return wrong(tree["error_message"].splitlines()[0], "write one SQL expression, such as amount * 0.92")
         select = tree["statements"][0]["node"]
-        whole = select["select_list"] if select["type"] == "SELECT_NODE" else []
-        if len(tree["statements"]) != 1 or len(whole) != 1 or select["from_table"]["type"] != "EMPTY" or whole[0].get("alias"):
+        whole = select.pop("select_list", [])
+        if len(tree["statements"]) != 1 or len(whole) != 1 or whole[0].get("alias") or select != _nothing_else():
             return wrong("this is more than one expression", "write one SQL expression, without SELECT, FROM, AS or ;")
         for reason in dict.fromkeys(self._refusals(whole[0])):
             wrong(reason, "an expression looks at one row; use Aggregate or MapBatches for more")
@@ -96,7 +96,7 @@ class Expressions:
 
     def types(self, schema: pa.Schema) -> dict[str, pa.DataType]:
         """The types the expressions have over a schema; raises ConfigError for what cannot be bound to it."""
-        empty = RowBatch.from_pylist([], schema=schema)
+        nothing = empty(schema)
         problems, types = [], {}
         for name, text in self.texts.items():
             where = f"{self.where}: {name} = {text!r}"
@@ -104,7 +104,7 @@ class Expressions:
                 problems.append(Problem(f"there is no column {', '.join(unknown)}", where, f"columns here: {', '.join(schema.names)}"))
                 continue
             try:
-                types[name] = self._bind(name, text, empty)
+                types[name] = self._bind(name, text, nothing)
             except self._errors as e:
                 what = " ".join(str(e).partition("Candidate functions")[0].partition("\n\n")[0].split()).removeprefix("Binder Error: ")
                 problems.append(Problem(what, where, "see https://duckdb.org/docs/stable/sql/functions/overview"))
@@ -112,8 +112,8 @@ class Expressions:
             raise ConfigError(*problems)
         return types
 
-    def _bind(self, name: str, text: str, empty: RowBatch) -> pa.DataType:
-        rows = self._engine.from_arrow(self._used(empty, {name}))
+    def _bind(self, name: str, text: str, nothing: RowBatch) -> pa.DataType:
+        rows = self._engine.from_arrow(self._used(nothing, {name}))
         rows.filter(f"((\n{text}\n)) IS NULL")  # a WHERE takes no aggregate, window function or UNNEST: a second guard
         return plain(rows.project(f"(\n{text}\n)").to_arrow_table().schema.field(0).type)
 
@@ -180,6 +180,14 @@ def _connect() -> Any:
 
 def _parse(engine: Any, text: str) -> dict[str, Any]:
     return json.loads(engine.execute("SELECT json_serialize_sql(?)", [f"SELECT\n{text}\n"]).fetchall()[0][0])
+
+
+@cache
+def _nothing_else() -> dict[str, Any]:
+    """The parse tree around an expression to which no FROM, WHERE or other clause is added."""
+    select = _parse(_connect(), "1")["statements"][0]["node"]
+    del select["select_list"]
+    return select
 
 
 @cache

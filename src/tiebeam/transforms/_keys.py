@@ -1,12 +1,11 @@
 """Keys: of the rows of a bounded run that share a key, one stays and the others are dead letters.
 
-Rows are shuffled by a hash of the key that is the same in every process and release (CRC-32 of its text). Each group is
-read twice: once for its keys alone, once to let rows through; only rows whose key is taken twice are held together.
+Rows are shuffled by a stable hash of the key (tiebeam.transforms._shards). Each group is read twice: once for
+its keys alone, once to let rows through; only rows whose key is taken twice are held together.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -19,9 +18,10 @@ from apache_beam.transforms.window import GlobalWindows, TimestampedValue
 
 from tiebeam.dead_letters import Letters, letters_of_rows
 from tiebeam.errors import ConfigError, Problem
-from tiebeam.rows import ROW_CHANGE, ROW_POSITION, RowBatch, concat, cut, timestamp_of
+from tiebeam.rows import MAX_BATCH_ROWS, ROW_CHANGE, ROW_POSITION, RowBatch, concat, cut, timestamp_of
 from tiebeam.steps import BatchFn, apply_batches
 from tiebeam.transforms._rules import Mask, mask
+from tiebeam.transforms._shards import split
 
 
 class UniqueRows(beam.PTransform):
@@ -47,28 +47,7 @@ class _ShardFn(beam.DoFn):
         self.shards = shards
 
     def process(self, batch: RowBatch) -> Iterator[tuple[int, RowBatch]]:
-        shard = shards_of(batch, self.key, self.shards)
-        order = np.argsort(shard, kind="stable")
-        ends = np.cumsum(np.bincount(shard, minlength=self.shards))
-        for i, end in enumerate(ends):
-            start = ends[i - 1] if i else 0
-            if end > start:
-                yield i, batch.take(pa.array(order[start:end]))
-
-
-def shards_of(batch: RowBatch, key: tuple[str, ...], shards: int) -> np.ndarray[Any, Any]:
-    """The shard of each row; rows without a whole key are spread evenly, since nothing is asked of them."""
-    texts = [_bytes_of(batch.column(name)) for name in key]
-    joined = pc.binary_join_element_wise(*texts, pa.scalar(b"\x1f", pa.binary()))
-    spread = np.arange(batch.num_rows) % shards
-    hashes = np.fromiter((0 if text is None else zlib.crc32(text) for text in joined.to_pylist()), np.int64, batch.num_rows)
-    return np.where(mask(pc.is_valid(joined)), hashes % shards, spread)
-
-
-def _bytes_of(values: pa.Array) -> pa.Array:
-    if pa.types.is_floating(values.type):
-        values = pc.add(values, pa.scalar(0.0, values.type))  # -0.0 becomes 0.0: the same key
-    return values if pa.types.is_binary(values.type) else values.cast(pa.string()).cast(pa.binary())
+        yield from split(batch, self.key, self.shards)
 
 
 class _KeepFirstFn(BatchFn):
@@ -77,7 +56,7 @@ class _KeepFirstFn(BatchFn):
         self.key = list(key)
 
     def process(self, element):
-        for result in super().process(element):
+        for result in _in_full(super().process(element)):
             yield TimestampedValue(result, timestamp_of(result)) if isinstance(result, RowBatch) else result
 
     def apply(self, shard: tuple[int, Iterable[RowBatch]]) -> Iterator[RowBatch | Letters]:
@@ -125,6 +104,21 @@ class _KeepFirstFn(BatchFn):
                 details.append(f"{', '.join(self.key)}: {', '.join(map(str, key))} is already taken{by}")
         yield from cut(rows.take(pa.array(list(winners.values()), pa.int64())))
         yield letters_of_rows(self.step, rows.take(pa.array(losers, pa.int64())), "duplicate_key", details)
+
+
+def _in_full(results: Iterable[Any]) -> Iterator[Any]:
+    """Joins what a shard got of many small batches: what comes after a key should not pay for how it was judged."""
+    held: list[RowBatch] = []
+    for result in results:
+        if not isinstance(result, RowBatch):
+            yield result
+        elif held and (held[0].schema != result.schema or sum(b.num_rows for b in held) + result.num_rows > MAX_BATCH_ROWS):
+            yield concat(held)
+            held = [result]
+        else:
+            held.append(result)
+    if held:
+        yield concat(held)
 
 
 def _rank(row: dict[str, Any]) -> tuple[bool, str, str]:

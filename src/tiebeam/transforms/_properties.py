@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+from polars.exceptions import PolarsError
 
 from tiebeam.transforms import _types
 from tiebeam.transforms._demands import BOUNDS, Demands, custom
 from tiebeam.transforms._rules import Rule
-from tiebeam.transforms._written import strptime_of
+from tiebeam.transforms._written import read_written, strptime_of
 
 _KEYS = {"id", "name", "physicalType", "physicalName", "description", "businessName", "deprecated", "synonyms", "tags", "context"}
 _KEYS |= {"authoritativeDefinitions", "customProperties", "primaryKey", "primaryKeyPosition", "logicalType", "logicalTypeOptions"}
@@ -58,8 +59,8 @@ class Reading(Demands):
 
     def columns(self, properties: Any, path: str) -> tuple[Column, ...]:
         found: dict[str, Column] = {}
-        for i, given in enumerate(properties if isinstance(properties, list) else []):
-            name = isinstance(given, dict) and (given.get("physicalName") or given.get("name"))
+        for i, given in enumerate(properties):
+            name = given.get("physicalName") or given.get("name")
             at = f"{path}[{i}]" + (f" ({name})" if name else "")
             if not name:
                 self.wrong(at, "has no name", "write `name: …`")
@@ -91,11 +92,11 @@ class Reading(Demands):
             for name in must - {f.name for f in fields}:
                 self.wrong(f"{path}.logicalTypeOptions.required", f"names {name!r}, which is no property here")
             return [replace(f, required=f.required or f.name in must) for f in fields]
-        if logical == "array" and isinstance(given.get("items"), dict):
+        if logical == "array" and given.get("items"):
             return [self.column(given["items"], "item", f"{path}.items")]
-        if logical == "map" and isinstance(given.get("map"), dict):
+        if logical == "map" and given.get("map"):
             sides = [(side, given["map"].get(side)) for side in ("key", "value")]
-            return [self.column(part, side, f"{path}.map.{side}") for side, part in sides if isinstance(part, dict)]
+            return [self.column(part, side, f"{path}.map.{side}") for side, part in sides if part]
         return []
 
     def _type(
@@ -103,7 +104,7 @@ class Reading(Demands):
     ) -> pa.DataType | None:
         try:
             exact = _types.physical(given.get("physicalType", "")) or self._decimal_of_tools(given)
-        except ValueError as e:
+        except (ValueError, TypeError) as e:
             return self.wrong(f"{path}.physicalType", str(e), "a precision is 1 to 76, a scale not above it")
         if logical is None and exact is not None:
             return exact
@@ -140,7 +141,7 @@ class Reading(Demands):
                 return self._zoned(pa.timestamp("us"), options)
             case "vector":
                 element = _types.VECTORS.get(options.get("elementType", "float32"))
-                if element is None or not isinstance(options.get("dimensions"), int):
+                if element is None or not 0 < (options.get("dimensions") or 0) < 2**31:
                     fix = f"give dimensions, and elementType as one of: {', '.join(_types.VECTORS)}"
                     return self.wrong(f"{path}.logicalTypeOptions", "does not describe a vector we support", fix)
                 return pa.list_(element, options["dimensions"])
@@ -164,18 +165,21 @@ class Reading(Demands):
         if _types.kind(type) not in ("date", "time", "timestamp") or not options.get("format"):
             return None
         try:
-            return strptime_of(str(options["format"]))
-        except ValueError as e:
-            return self.wrong(f"{path}.logicalTypeOptions.format", str(e), "use yyyy MM dd HH mm ss SSS XXX and quoted text")
+            written = strptime_of(str(options["format"]))
+            read_written(pa.array(["?"]), written, type, "UTC")
+        except (ValueError, PolarsError) as e:
+            what = str(e).partition("\n")[0]
+            return self.wrong(f"{path}.logicalTypeOptions.format", what, "use yyyy MM dd HH mm ss SSS XXX and quoted text")
+        return written
 
     def primary_key(self, properties: list[Any], path: str) -> tuple[str, ...]:
-        parts = [p for p in properties if isinstance(p, dict) and p.get("primaryKey")]
+        parts = [p for p in properties if p.get("primaryKey")]
         parts.sort(key=lambda p: p.get("primaryKeyPosition") or 0)
         return self._key([str(p.get("physicalName") or p.get("name")) for p in parts], properties, path)
 
     def unique_keys(self, properties: list[Any], table: dict[str, Any], path: str) -> list[tuple[str, ...]]:
         keys = []
-        for p in (p for p in properties if isinstance(p, dict)):
+        for p in properties:
             by_rule = any(r.get("metric") == "duplicateValues" and not custom(r).get("judged_elsewhere") for r in p.get("quality") or [])
             if p.get("unique") or by_rule:
                 keys.append(self._key([str(p.get("physicalName") or p.get("name"))], properties, path))
@@ -189,7 +193,7 @@ class Reading(Demands):
         return [key for key in keys if key]
 
     def _key(self, names: list[str], properties: list[Any], path: str) -> tuple[str, ...]:
-        known = {str(p.get("physicalName") or p.get("name")): p.get("logicalType") for p in properties if isinstance(p, dict)}
+        known = {str(p.get("physicalName") or p.get("name")): p.get("logicalType") for p in properties}
         for name in names:
             if name not in known:
                 self.wrong(f"{path}.properties", f"the key column {name!r} is not in the contract", f"known: {', '.join(known)}")

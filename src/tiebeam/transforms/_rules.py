@@ -78,7 +78,14 @@ class Bound(_Demand):
     _COMPARE: ClassVar[dict[str, str]] = {">=": "greater_equal", ">": "greater", "<=": "less_equal", "<": "less"}
 
     def broken(self, values: pa.Array) -> Mask:
-        return mask(pc.invert(pc.call_function(self._COMPARE[self.sign], [values, self.limit])))
+        extreme = (pc.min if self.sign.startswith(">") else pc.max)(values)
+        if not pa.types.is_floating(values.type) and self._holds(extreme):  # cheaper than a mask; but NaN is no extreme
+            return np.zeros(len(values), bool)
+        return mask(pc.invert(self._holds(values)))
+
+    def _holds(self, values: Any) -> Any:
+        holds = pc.call_function(self._COMPARE[self.sign], [values, self.limit])
+        return holds.as_py() is not False if isinstance(holds, pa.Scalar) else holds
 
     def __str__(self) -> str:
         return f"{self.sign} {self.limit.as_py()}"

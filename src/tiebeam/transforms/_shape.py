@@ -108,7 +108,9 @@ class _Shape:
     def add_new(self, name: str, values: pa.Array) -> None:
         policy = self.contract.new_columns
         present = mask(pc.is_valid(values))
-        if policy == "evolve" or self._is_variant(name, values):
+        if self._is_variant(name, values):
+            self.columns[name] = pc.coalesce(self.columns[name], values) if name in self.columns else values
+        elif policy == "evolve":
             self.columns[name] = values
         elif policy == "variant":
             self.columns[name + VARIANT] = json_text(plainly(values))
@@ -123,7 +125,7 @@ class _Shape:
         """Whether this is a variant column of an earlier pass: a replayed row has one."""
         base = name.removesuffix(VARIANT)
         kept = self.contract.changed_types if base in self.contract.schema.names else self.contract.new_columns
-        return base != name and kept == "variant" and values.type == pa.string() and name not in self.columns
+        return base != name and kept == "variant" and values.type == pa.string()
 
 
 def _wider(values: pa.Array, column: Column) -> bool:

@@ -14,10 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
+from tiebeam.errors import ConfigError, Problem
 from tiebeam.transforms._sums import Digits, carry
 
 FINE = "fine:"
 KEY = "key:"
+MERGE_ROWS = 100_000
 _MERGE = {"count": "sum", "sum": "sum", "floats": "sum", "squares": "sum", "min": "min", "max": "max"}
 _PICKS = ("first", "last")
 
@@ -42,9 +44,9 @@ def plain(array: pa.Array) -> pa.Array:
 class Rows:
     """A batch as reducers see it: plain columns."""
 
-    def __init__(self, columns: dict[str, pa.Array]):
+    def __init__(self, columns: dict[str, pa.Array], n: int):
         self.columns = columns
-        self.n = len(next(iter(columns.values()), ()))
+        self.n = n
         self.schema = pa.schema([(name, array.type) for name, array in columns.items()])
 
     def column(self, name: str) -> pa.Array:
@@ -140,3 +142,40 @@ def _carried(columns: dict[str, Any]) -> dict[str, Any]:
     for subject, places in digits.items():
         columns |= {f"{subject}:{place}": pa.array(digit) for place, digit in carry(places).items()}
     return columns
+
+
+class Pile:
+    """Partial states, kept small by merging them whenever they have doubled.
+
+    They come in parts: `""` for all reducers that need no finer groups, and one part per fine reducer.
+    """
+
+    def __init__(self):
+        self.parts: dict[str, list[pa.Table]] = {}
+        self.schema: pa.Schema | None = None
+        self.rows = 0
+        self._merge_at = MERGE_ROWS
+
+    def add(self, part: str, states: pa.Table, schema: pa.Schema) -> None:
+        self.schema = schema if self.schema in (None, schema) else _agree(self.schema, schema)
+        self.parts.setdefault(part, []).append(states)
+        self.rows += len(states)
+        if self.rows > self._merge_at:
+            self.merge()
+
+    def merge(self) -> dict[str, pa.Table]:
+        """Merges all states of the same groups; afterwards each part is one table."""
+        for part, tables in self.parts.items():
+            if len(tables) > 1:
+                self.parts[part] = [combine(pa.concat_tables(tables, promote_options="default"))]
+        self.rows = sum(len(tables[0]) for tables in self.parts.values())
+        self._merge_at = 2 * self.rows + MERGE_ROWS
+        return {part: tables[0] for part, tables in self.parts.items()}
+
+
+def _agree(one: pa.Schema, other: pa.Schema) -> pa.Schema:
+    for a, b in zip(one, other, strict=True):
+        if a.type != b.type and not pa.types.is_null(a.type) and not pa.types.is_null(b.type):
+            what = f"the column {a.name!r} is {a.type} in some batches and {b.type} in others"
+            raise ConfigError(Problem(what, "Aggregate", "give it one type before, by a contract"))
+    return pa.schema([b if pa.types.is_null(a.type) else a for a, b in zip(one, other, strict=True)])

@@ -9,7 +9,6 @@ Window assignment follows the Beam model (fixed windows, aligned with 1970-01-01
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -25,19 +24,18 @@ from tiebeam.dead_letters import REJECTED, Letters, letters_of_rows, route
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.rows import RESERVED, ROW_POSITION, ROW_TIME, RowBatch, batches, one_batch, timestamp_of
 from tiebeam.steps import BatchFn
-from tiebeam.transforms._reducers import Count, First, Last, Max, Mean, Min, Reducer, StdDev, Sum, Variance
+from tiebeam.transforms._moments import StdDev, Variance
+from tiebeam.transforms._reducers import Count, First, Last, Max, Mean, Min, Reducer, Sum
 from tiebeam.transforms._shards import SHARDS, split
 from tiebeam.transforms._sketches import ApproxDistinct, ApproxQuantiles, FineReducer, TopK
-from tiebeam.transforms._states import FINE, KEY, Rows, States, combine, plain
+from tiebeam.transforms._states import FINE, KEY, Pile, Rows, States, combine, plain
+from tiebeam.transforms._windows import WINDOW_START, window_micros, window_starts
 
 __all__ = [
     "Aggregate", "ApproxDistinct", "ApproxQuantiles", "Count", "First", "Last", "Max", "Mean", "Min", "StdDev", "Sum", "TopK", "Variance",
 ]  # fmt: skip
 
-WINDOW_START = "window_start"
 MAX_PARTIAL_ROWS = 500_000
-_MERGE_ROWS = 100_000
-_UNITS = {"ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
 
 
 class Aggregate(beam.PTransform):
@@ -47,7 +45,7 @@ class Aggregate(beam.PTransform):
     Null is a key like any other; so is NaN, and -0.0 is 0.0.
     Out: `window_start` (timestamp[us, UTC], first, only with a window), the columns of `by` in their types, one column
     per reducer, and with a window `row_time`, equal to `window_start`, so that aggregates can be chained. The schema
-    follows from that of the rows: `schema`. Sorted by window and keys within a batch. No rows, no output.
+    follows from that of the rows: `output_schema`. Sorted by window and keys within a batch. No rows, no output.
     Errors: `no_event_time` for rows without `row_time` when a window was asked for. A sum beyond its type stops the job.
     State: one partial row per group and bundle, given on when they are more than 500,000; on merging, the groups of a
     shard are in memory, so that more groups want more `shards`.
@@ -55,19 +53,18 @@ class Aggregate(beam.PTransform):
     elements are in the global window, and stamped with their smallest `row_time`.
 
     Example:
-
-    >>> batch = pa.record_batch({"shop": ["a", "b", "a"], "amount": [0.1, 5.0, 0.2]})
-    >>> with beam.Pipeline(runner="FnApiRunner") as p:
-    ...     sums = p | beam.Create([batch]) | Aggregate(by=("shop",), total=Sum("amount"), n=Count())
-    ...     _ = sums | beam.FlatMap(lambda batch: map(print, batch.to_pylist()))
-    {'shop': 'a', 'total': 0.30000000000000004, 'n': 2}
-    {'shop': 'b', 'total': 5.0, 'n': 1}
+        >>> batch = pa.record_batch({"shop": ["a", "b", "a"], "amount": [0.1, 5.0, 0.2]})
+        >>> with beam.Pipeline(runner="FnApiRunner") as p:
+        ...     sums = p | beam.Create([batch]) | Aggregate(by=("shop",), shards=1, total=Sum("amount"), n=Count())
+        ...     _ = sums | beam.FlatMap(lambda batch: map(print, batch.to_pylist()))
+        {'shop': 'a', 'total': 0.30000000000000004, 'n': 2}
+        {'shop': 'b', 'total': 5.0, 'n': 1}
     """
 
     def __init__(self, by: Iterable[str] = (), window: str | float | None = None, shards: int = SHARDS, **reducers: Reducer):
         super().__init__()
         self.by = (by,) if isinstance(by, str) else tuple(by)
-        self.window_micros, problems = _micros(window)
+        self.window_micros, problems = window_micros(window)
         self.shards = shards
         self.reducers = reducers
         problems += self._problems()
@@ -75,7 +72,7 @@ class Aggregate(beam.PTransform):
             raise ConfigError(*problems)
 
     def _problems(self) -> Iterator[Problem]:
-        if not self.by and not self.reducers:
+        if not self.keys and not self.reducers:
             yield Problem("there is nothing to compute", "Aggregate", 'name keys or reducers, such as total=Sum("amount")')
         if not isinstance(self.shards, int) or not 1 <= self.shards <= 1 << 16:
             yield Problem(f"{self.shards!r} is not a number from 1 to 65,536", "shards")
@@ -97,12 +94,12 @@ class Aggregate(beam.PTransform):
         """The columns that tell groups apart."""
         return (WINDOW_START, *self.by) if self.window_micros else self.by
 
-    def schema(self, rows: pa.Schema) -> pa.Schema:
+    def output_schema(self, rows: pa.Schema) -> pa.Schema:
         """The schema of the result for rows of a schema; raises ConfigError when they cannot be aggregated so."""
         _check_columns(self, rows)
-        kinds = {field.name: plain(pa.nulls(0, field.type)).type for field in rows}
-        known = pa.schema([*kinds.items(), (WINDOW_START, RESERVED[ROW_TIME])] if self.window_micros else kinds.items())
-        fields = [(key, known.field(key).type) for key in self.keys]
+        known = pa.schema([(field.name, plain(pa.nulls(0, field.type)).type) for field in rows])
+        fields = [(WINDOW_START, RESERVED[ROW_TIME])] if self.window_micros else []
+        fields += [(key, known.field(key).type) for key in self.by]
         fields += [(name, reducer.type_of(known)) for name, reducer in self.reducers.items()]
         return pa.schema(fields + ([(ROW_TIME, RESERVED[ROW_TIME])] if self.window_micros else []))
 
@@ -116,18 +113,6 @@ class Aggregate(beam.PTransform):
         return states | "Group by shard" >> beam.GroupByKey() | "Merge" >> merge
 
 
-def _micros(window: str | float | None) -> tuple[int, list[Problem]]:
-    """The length of a window in microseconds, 0 for none."""
-    if window is None:
-        return 0, []
-    text = f"{window}s" if isinstance(window, int | float) else str(window)
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", text)
-    micros = round(float(match[1]) * _UNITS[match[2]]) if match else 0
-    if micros < 1:
-        return 0, [Problem(f"{window!r} is not a length of time", "window", 'write "30s", "1m", "6h", "1d" or a number of seconds')]
-    return micros, []
-
-
 def _check_columns(aggregate: Aggregate, rows: pa.Schema) -> None:
     needed = [*aggregate.by, *(c for reducer in aggregate.reducers.values() for c in reducer.columns())]
     needed += [ROW_TIME] if aggregate.window_micros else []
@@ -135,47 +120,11 @@ def _check_columns(aggregate: Aggregate, rows: pa.Schema) -> None:
     if missing:
         there = f"the rows have: {', '.join(rows.names)}"
         raise ConfigError(*(Problem(f"there is no column {c!r}", "Aggregate", there) for c in missing))
+    nested = [key for key in aggregate.by if pa.types.is_nested(rows.field(key).type)]
+    if nested:
+        raise ConfigError(*(Problem(f"the key {c!r} is {rows.field(c).type}", "Aggregate", "use flat columns as keys") for c in nested))
     if ROW_TIME in needed and rows.field(ROW_TIME).type not in (RESERVED[ROW_TIME], pa.null()):
         raise ConfigError(Problem(f"{ROW_TIME} is {rows.field(ROW_TIME).type}, not {RESERVED[ROW_TIME]}", "Aggregate"))
-
-
-def _window_starts(times: pa.Array, micros: int) -> pa.Array:
-    ticks = times.cast(pa.int64()).to_numpy()
-    return pa.array(ticks - ticks % micros, pa.int64()).cast(times.type)
-
-
-class _Pile:
-    """Partial states, kept small by merging them whenever they have doubled: by part, `` for all reducers that need no finer groups."""
-
-    def __init__(self):
-        self.parts: dict[str, list[pa.Table]] = {}
-        self.schema: pa.Schema | None = None
-        self.rows = 0
-        self._merge_at = _MERGE_ROWS
-
-    def add(self, part: str, states: pa.Table, schema: pa.Schema) -> None:
-        self.schema = schema if self.schema in (None, schema) else _agree(self.schema, schema)
-        self.parts.setdefault(part, []).append(states)
-        self.rows += len(states)
-        if self.rows > self._merge_at:
-            self.merge()
-
-    def merge(self) -> dict[str, pa.Table]:
-        """Merges all states of the same groups; afterwards each part is one table."""
-        for part, tables in self.parts.items():
-            if len(tables) > 1:
-                self.parts[part] = [combine(pa.concat_tables(tables, promote_options="default"))]
-        self.rows = sum(len(tables[0]) for tables in self.parts.values())
-        self._merge_at = 2 * self.rows + _MERGE_ROWS
-        return {part: tables[0] for part, tables in self.parts.items()}
-
-
-def _agree(one: pa.Schema, other: pa.Schema) -> pa.Schema:
-    for a, b in zip(one, other, strict=True):
-        if a.type != b.type and not pa.types.is_null(a.type) and not pa.types.is_null(b.type):
-            what = f"the column {a.name!r} is {a.type} in some batches and {b.type} in others"
-            raise ConfigError(Problem(what, "Aggregate", "give it one type before, by a contract"))
-    return pa.schema([b if pa.types.is_null(a.type) else a for a, b in zip(one, other, strict=True)])
 
 
 class _CombineFn(BatchFn):
@@ -188,14 +137,14 @@ class _CombineFn(BatchFn):
         self.micros = aggregate.window_micros
         self.fine = {name: r for name, r in aggregate.reducers.items() if isinstance(r, FineReducer)}
         self.coarse = {name: r for name, r in aggregate.reducers.items() if name not in self.fine}
-        self.check = aggregate.schema
+        self.check = aggregate.output_schema
         self._checked: pa.Schema | None = None
         picks = any(isinstance(r, First | Last) for r in aggregate.reducers.values())
         columns = [*aggregate.by, *(c for r in aggregate.reducers.values() for c in r.columns())]
         self.columns = sorted({*columns, *([ROW_TIME] if self.micros else []), *([ROW_POSITION] if picks else [])})
 
     def start_bundle(self) -> None:
-        self._pile = _Pile()
+        self._pile = Pile()
 
     def process(self, batch):
         yield from super().process(batch)
@@ -204,7 +153,7 @@ class _CombineFn(BatchFn):
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         for element in self._hand_on():
-            yield WindowedValue(element, MIN_TIMESTAMP, [GlobalWindow()])
+            yield WindowedValue(element, MIN_TIMESTAMP, (GlobalWindow(),))
 
     def apply(self, batch: RowBatch) -> Iterable[Letters]:
         if batch.schema != self._checked:
@@ -221,9 +170,9 @@ class _CombineFn(BatchFn):
 
     def _reduce(self, batch: RowBatch) -> None:
         columns = {c: plain(batch.column(c)) if c in batch.schema.names else pa.nulls(batch.num_rows) for c in self.columns}
-        rows = Rows(columns)
+        rows = Rows(columns, batch.num_rows)
         if self.micros:
-            columns = columns | {WINDOW_START: _window_starts(columns[ROW_TIME], self.micros)}
+            columns = columns | {WINDOW_START: window_starts(columns[ROW_TIME], self.micros)}
         keys = {KEY + key: columns[key] for key in self.keys} or {KEY: pa.array(np.zeros(batch.num_rows, np.int8))}
         states: dict[str, pa.Array] = {}
         for reducer in self.coarse.values():
@@ -234,9 +183,12 @@ class _CombineFn(BatchFn):
             self._pile.add(name, combine(table), rows.schema)
 
     def _hand_on(self) -> Iterator[tuple[int, RowBatch]]:
-        pile, self._pile = self._pile, _Pile()
+        pile, self._pile = self._pile, Pile()
+        if pile.schema is None:
+            return
+        rows = pile.schema.serialize().to_pybytes()
         for part, states in pile.merge().items():
-            facts = {"part": part, "rows": pile.schema.serialize().to_pybytes()}
+            facts = {"part": part, "rows": rows}
             yield from split(one_batch(states.replace_schema_metadata(facts)), [KEY + key for key in self.keys], self.shards)
 
 
@@ -248,9 +200,9 @@ class _MergeFn(BatchFn):
         self.aggregate = aggregate
 
     def apply(self, element: tuple[int, Iterable[RowBatch]]) -> Iterator[RowBatch]:
-        pile = _Pile()
+        pile = Pile()
         for batch in element[1]:
-            facts = batch.schema.metadata
+            facts = batch.schema.metadata  # travels with the batch: a shard knows no other
             rows = pa.ipc.read_schema(pa.py_buffer(facts[b"rows"]))
             pile.add(facts[b"part"].decode(), pa.Table.from_batches([batch.replace_schema_metadata()]), rows)
         if pile.schema is not None:
@@ -263,7 +215,7 @@ class _MergeFn(BatchFn):
 
 def _results(aggregate: Aggregate, parts: dict[str, pa.Table], rows: pa.Schema) -> pa.Table:
     coarse = _sorted(parts[""])
-    schema = aggregate.schema(rows)
+    schema = aggregate.output_schema(rows)
     columns: list[Any] = [coarse.column(KEY + key) for key in aggregate.keys]
     for name, reducer in aggregate.reducers.items():
         if isinstance(reducer, FineReducer):

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from tiebeam.dead_letters import Letters, letters_of_rows
 from tiebeam.errors import ConfigError, Problem
-from tiebeam.rows import RowBatch
+from tiebeam.rows import RowBatch, empty
 from tiebeam.steps import BatchFn, apply_batches, count
 from tiebeam.transforms._contract import Contract
 from tiebeam.transforms._keys import UniqueRows
@@ -66,7 +66,7 @@ class Conform(beam.PTransform):
 
     def output_schema(self, schema: pa.Schema) -> pa.Schema:
         """The columns that come out when these go in."""
-        return conform(RowBatch.from_pylist([], schema=schema), self.contract).rows.schema
+        return conform(empty(schema), self.contract).rows.schema
 
 
 class _ConformFn(BatchFn):

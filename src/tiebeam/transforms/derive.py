@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from tiebeam.dead_letters import Letters, letters_of_rows
 from tiebeam.errors import ConfigError, Problem
-from tiebeam.rows import RESERVED, ROW_CHANGE, RowBatch, with_column
+from tiebeam.rows import RESERVED, ROW_CHANGE, RowBatch, empty, with_column
 from tiebeam.steps import BatchFn, apply_batches
 from tiebeam.transforms._expressions import Expressions
 from tiebeam.transforms._rules import either
@@ -53,7 +53,8 @@ class Derive(beam.PTransform):
     def output_schema(self, schema: pa.Schema) -> pa.Schema:
         """The columns that come out when these go in; raises ConfigError when an expression does not fit them."""
         _check(self.expressions.types(schema))
-        return _added(RowBatch.from_pylist([], schema=schema), self.expressions.compute(RowBatch.from_pylist([], schema=schema))[0]).schema
+        nothing = empty(schema)
+        return _added(nothing, self.expressions.compute(nothing)[0]).schema
 
 
 class _DeriveFn(BatchFn):

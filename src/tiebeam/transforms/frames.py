@@ -119,12 +119,12 @@ def _batch_of(result: Any) -> RowBatch:
     if isinstance(result, pl.LazyFrame):
         result = result.collect()
     if isinstance(result, pl.DataFrame):
-        result = result.to_arrow()
+        result = result.rechunk().to_arrow()
     if isinstance(result, pa.Table):
         return one_batch(result.replace_schema_metadata())
     if isinstance(result, RowBatch):
         return result
-    if type(result).__module__.startswith("pandas."):
+    if type(result).__module__.partition(".")[0] == "pandas":
         return RowBatch.from_pandas(result, preserve_index=False).replace_schema_metadata()
     raise TypeError(f"the function returned {type(result).__name__}, which is no Polars, pandas or Arrow frame")
 

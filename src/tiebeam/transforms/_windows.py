@@ -1,0 +1,30 @@
+"""Windows of event time as a column: in a bounded pipeline a row's window is a key like any other."""
+
+from __future__ import annotations
+
+import re
+
+import pyarrow as pa
+
+from tiebeam.errors import Problem
+
+WINDOW_START = "window_start"
+_UNITS = {"ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
+
+
+def window_micros(window: str | float | None) -> tuple[int, list[Problem]]:
+    """The length of a window in microseconds, 0 for none."""
+    if window is None:
+        return 0, []
+    text = f"{window}s" if isinstance(window, int | float) else str(window)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", text)
+    micros = round(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if micros < 1:
+        return 0, [Problem(f"{window!r} is not a length of time", "window", 'write "30s", "1m", "6h", "1d" or a number of seconds')]
+    return micros, []
+
+
+def window_starts(times: pa.Array, micros: int) -> pa.Array:
+    """The start of the fixed window, aligned with the epoch, of each of these times, none of which is null."""
+    ticks = times.cast(pa.int64()).to_numpy()
+    return pa.array(ticks - ticks % micros, pa.int64()).cast(times.type)
