@@ -33,17 +33,19 @@ RESERVED = {
 MAX_BATCH_ROWS = 65_536
 MAX_BATCH_BYTES = 16 << 20
 
+_LZ4 = pa.ipc.IpcWriteOptions(compression="lz4")
+
 
 class RowBatchCoder(coders.Coder):
-    """Encodes one record batch as one Arrow IPC stream, schema included, uncompressed.
+    """Encodes one record batch as one Arrow IPC stream, schema included, its buffers compressed with LZ4.
 
     Beam may decode any element alone, on another machine, so the schema goes with each batch: some hundred bytes
-    in front of megabytes. Compression lost on every runner measured (docs/decisions/0003).
+    in front of megabytes. Why LZ4: docs/decisions/0003-row-batch-coder.md.
     """
 
     def encode(self, value: RowBatch) -> bytes:
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, value.schema) as stream:
+        with pa.ipc.new_stream(sink, value.schema, options=_LZ4) as stream:
             stream.write_batch(value)
         return sink.getvalue().to_pybytes()
 

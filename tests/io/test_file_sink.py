@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from tiebeam.delivery import Delivery
 from tiebeam.errors import ConfigError
+from tiebeam.io import _manifest
 from tiebeam.io._file_sink import _SummedStream
 from tiebeam.io._manifest import committed_files, committed_runs, files
 from tiebeam.io._publication import LostPiecesError
@@ -582,6 +583,22 @@ def test_two_threads_publish_the_same_run(tmp_path, mode):
         kept = [("a", 0)] if mode == "append" else []
         assert table(path) == [*kept, ("a", 1), ("b", 2)]
         assert_tidy(path)
+
+
+def test_a_twin_that_publishes_between_two_looks_at_the_log(tmp_path, monkeypatch):
+    sink, twins, adopt = WriteToParquet(str(tmp_path)), [], _manifest.adopt
+
+    def twin_is_faster(*args):
+        if not twins:
+            twins.append("begun")
+            twins.append(write(tmp_path, "r", ("a", 1)))
+        adopt(*args)
+
+    monkeypatch.setattr(_manifest, "adopt", twin_is_faster)
+    assert not sink.publish("r", stage(sink, "r", rows(("a", 1))))
+    assert twins == ["begun", True]
+    assert table(tmp_path) == [("a", 1)]
+    assert_tidy(tmp_path)
 
 
 def run_together(*actions):

@@ -7,8 +7,10 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import ClassVar
 
 import apache_beam as beam
 import pyarrow as pa
@@ -48,7 +50,8 @@ def found(path: str, root: Path) -> list[str]:
 
 
 def test_a_folder_means_every_file_of_the_format_below_it(tmp_path):
-    put(tmp_path, {"a.jsonl": "1", "b/c.JSONL": "1", "b/d.jsonl.gz": "1", "b/e.jsonl.zst": "1", "f.csv": "1", "g.gz": "1", "empty.jsonl": ""})
+    put(tmp_path, {"a.jsonl": "1", "b/c.JSONL": "1", "b/d.jsonl.gz": "1", "b/e.jsonl.zst": "1"})
+    put(tmp_path, {"f.csv": "1", "g.gz": "1", "empty.jsonl": ""})
     put(tmp_path, {"_hidden/h.jsonl": "1", ".i.jsonl": "1", "b/_SUCCESS": "1", "b/.j/k.jsonl": "1"})
     assert found(str(tmp_path), tmp_path) == ["a.jsonl", "b/c.JSONL", "b/d.jsonl.gz", "b/e.jsonl.zst"]
 
@@ -111,23 +114,21 @@ def test_nothing_to_read_is_told_before_anything_moves(tmp_path, path, says):
         beam.Pipeline(runner="FnApiRunner") | source
 
 
-@pytest.mark.parametrize("locked", ["a.jsonl", "sub"])
-def test_no_permission_is_told_before_anything_moves(tmp_path, locked):
-    put(tmp_path, {"a.jsonl": "{}", "sub/b.jsonl": "{}"})
-    (tmp_path / locked).chmod(0)
-    code = (
-        "import os\nfrom tiebeam.errors import ConfigError\nfrom tiebeam.io._listing import find_files\n"
-        "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
-        f"try: find_files({str(tmp_path)!r}, ('.jsonl',))\nexcept ConfigError as e: print(e)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path(tiebeam.__file__).parents[1])}
-    for folder in [tmp_path, *tmp_path.parents][:3]:
-        folder.chmod(folder.stat().st_mode | 0o055)
-    try:
+@pytest.mark.parametrize("locked", ["a.jsonl", "sub", "."])
+def test_no_permission_is_told_before_anything_moves(locked):
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(put(Path(name) / "in", {"a.jsonl": "{}", "sub/b.jsonl": "{}"}))
+        Path(name).chmod(0o755)
+        (folder / locked).chmod(0)
+        code = (
+            "import os\nfrom tiebeam.errors import ConfigError\nfrom tiebeam.io._listing import find_files\n"
+            "if os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
+            f"try: find_files({str(folder)!r}, ('.jsonl',))\nexcept ConfigError as e: print(e)"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(Path(tiebeam.__file__).parents[1])}
         said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/", env=environment)
-    finally:
-        (tmp_path / locked).chmod(0o755)
-    assert str(tmp_path / locked) in said.stdout, said.stderr
+        (folder / locked).chmod(0o755)
+    assert str(folder / locked) in said.stdout, said.stderr
     assert "grant the right" in said.stdout
 
 
@@ -175,8 +176,8 @@ def test_a_partition_column_is_whole_numbers_only_when_every_value_is_one(values
 
 
 def test_partition_columns_are_the_same_for_every_file(tmp_path):
-    rows, _ = read(ReadFromJsonl(put(tmp_path, {"k=1/a.jsonl": '{"n":1}', "k=x/b.jsonl": '{"n":2}', "c.jsonl": '{"n":3}'}), positions=False))
-    assert [row["k"] for row in rows] == [None, "1", "x"] or sorted(str(row["k"]) for row in rows) == ["1", "None", "x"]
+    path = put(tmp_path, {"k=1/a.jsonl": '{"n":1}', "k=x/b.jsonl": '{"n":2}', "c.jsonl": '{"n":3}'})
+    assert {row["n"]: row["k"] for row in read(ReadFromJsonl(path))[0]} == {1: "1", 2: "x", 3: None}
 
 
 # ---- columns
@@ -244,9 +245,7 @@ def test_event_times(value, form, zone, expected):
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     st.lists(
-        st.sampled_from(
-            ["2026-01-02T03:04:05Z", "2026-01-02 03:04", "2026-01-02T03:04:05.1234567Z", "2026-02-30", "x", None, "2026-01-02T05:04:05+02:00"]
-        ),
+        st.sampled_from(["2026-01-02T03:04:05Z", "2026-01-02 03:04", "2026-01-02T03:04:05.1234567+02:00", "2026-02-30", "x", None]),
         min_size=1,
         max_size=12,
     ),
@@ -286,7 +285,7 @@ class ReadFromTrouble(FileSource):
 
 
 def test_a_bad_file_stops_the_run_and_is_named(tmp_path):
-    with pytest.raises(BadFileError, match="a.txt ends here"):
+    with pytest.raises(BadFileError, match=r"a\.txt ends here"):
         read(ReadFromTrouble(put(tmp_path, {"a.txt": "x"})))
 
 
@@ -310,7 +309,8 @@ def test_a_file_that_is_gone_when_it_is_read_is_a_bad_file(tmp_path):
 
 
 def test_in_a_pipeline(tmp_path):
-    path = put(tmp_path, {"k=1/a.jsonl": '{"at":"2026-01-02T00:00:00Z"}\n{"at":"1999-01-01"}\nnot json\n', "k=2/b.jsonl": '{"at":"2026-01-03"}'})
+    first = '{"at":"2026-01-02T00:00:00Z"}\n{"at":"1999-01-01"}\nnot json\n'
+    path = put(tmp_path, {"k=1/a.jsonl": first, "k=2/b.jsonl": '{"at":"2026-01-03"}'})
     seen = tmp_path / "seen"
     with beam.Pipeline(runner="FnApiRunner") as p:
         rows = p | ReadFromJsonl(path, event_time="at")
@@ -367,7 +367,7 @@ def test_a_sample_is_what_will_be_read(tmp_path):
 class RememberedFiles(FileSystem):
     """A filesystem in memory, as Beam's connectors to object stores are built."""
 
-    files: dict[str, bytes] = {}
+    files: ClassVar[dict[str, bytes]] = {}
 
     @classmethod
     def scheme(cls):
@@ -423,7 +423,8 @@ def remembered():
 
 
 @pytest.mark.parametrize(
-    ("path", "ns"), [("", [1, 2, 3]), ("/", [1, 2, 3]), ("/k=1/a.jsonl", [1, 2]), ("/*/*.jsonl", [1, 2]), ("/k=*", [1, 2, 3]), ("/**", [1, 2, 3])]
+    ("path", "ns"),
+    [("", [1, 2, 3]), ("/", [1, 2, 3]), ("/k=1/a.jsonl", [1, 2]), ("/*/*.jsonl", [1, 2]), ("/k=*", [1, 2, 3]), ("/**", [1, 2, 3])],
 )
 def test_other_filesystems(remembered, path, ns):
     if path == "/**":

@@ -40,10 +40,11 @@ def test_files_are_what_was_added_less_what_was_removed(tmp_path):
 
 def test_a_run_is_committed_once(tmp_path):
     first = add(tmp_path, "1", "a")
+    add(tmp_path, "2", "b")
     again = add(tmp_path, "1", "other")
     assert again == first
-    assert committed_files(str(tmp_path)) == [f"{tmp_path}/a"]
-    assert len(list((tmp_path / "_manifest").iterdir())) == 1
+    assert committed_files(str(tmp_path)) == [f"{tmp_path}/a", f"{tmp_path}/b"]
+    assert len(list((tmp_path / "_manifest").iterdir())) == 2
 
 
 def test_entries_are_numbered_and_say_who_when_and_with_what(tmp_path):

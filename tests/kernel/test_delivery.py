@@ -271,21 +271,21 @@ Read/Parse: dead letters have a place
 Write/Whole run
 Write/Stage
 Write/Stage: dead letters have a place
-Whole run of dead letters 0
-Whole run of dead letters 1
-All dead letters
-Keep dead letters
-Live dead letters
-Stage dead letters
-Stage dead letters: dead letters have a place
-Publish dead letters: begin
-Publish dead letters
-Rows read
-Count rows read
-Count rows rejected
-Judge the share rejected
-Publish Write: begin
-Publish Write
+Deliver/Whole run of dead letters 0
+Deliver/Whole run of dead letters 1
+Deliver/All dead letters
+Deliver/Keep dead letters
+Deliver/Live dead letters
+Deliver/Stage dead letters
+Deliver/Stage dead letters: dead letters have a place
+Deliver/Publish dead letters: begin
+Deliver/Publish dead letters
+Deliver/Rows read
+Deliver/Count rows read
+Deliver/Count rows rejected
+Deliver/Judge the share rejected
+Deliver/Publish Write: begin
+Deliver/Publish Write
 """
 
 
@@ -296,5 +296,5 @@ def test_labels_are_public_and_stable(out, rejected):
         p | "Read" >> ReadFromShelf(5) | "Write" >> WriteToShelf(out)
     top = []
     for node in p.transforms_stack[0].parts:
-        top += [part.full_label for part in node.parts] if node.full_label in ("Read", "Write") else [node.full_label]
+        top += [part.full_label for part in node.parts] if node.full_label in ("Read", "Write", "Deliver") else [node.full_label]
     assert "\n".join(top) + "\n" == LABELS

@@ -107,7 +107,7 @@ def test_a_slice_is_encoded_and_estimated_small():
     small = big.slice(50_000, 3)
     assert len(coder.encode(small)) < 2_000
     assert coder.estimate_size(small) < 1_000
-    assert abs(coder.estimate_size(big) / len(coder.encode(big)) - 1) < 0.05
+    assert len(coder.encode(big)) < coder.estimate_size(big) / 3
 
 
 class _GroupFn(beam.DoFn):

@@ -56,8 +56,8 @@ class Block:
         found = _controls(data)
         is_newline = np.frombuffer(data, np.uint8)[found] == NEWLINE
         newlines = found[is_newline]
-        ends = newlines if data.endswith(b"\n") else np.append(newlines, len(data))
-        return Block(data, np.concatenate([[0], ends[:-1] + 1]), ends, path, offset, None, found[~is_newline], first)
+        ends = newlines if data.endswith(b"\n") or not data else np.append(newlines, len(data))
+        return Block(data, np.concatenate([[0], ends[:-1] + 1])[: len(ends)], ends, path, offset, None, found[~is_newline], first)
 
     @staticmethod
     def of_originals(originals: list[bytes], positions: list[str | None], path: str) -> Block:
@@ -216,7 +216,7 @@ class LineSource(FileSource):
         lengths = block.ends - block.starts
         if len(lengths) and lengths.max() > self.max_row_bytes:
             long = np.flatnonzero(lengths > self.max_row_bytes)
-            kept = [block.data[block.starts[i] :][:KEPT_BYTES] for i in long]
+            kept = [block.data[block.starts[i] : min(block.ends[i], block.starts[i] + KEPT_BYTES)] for i in long]
             yield self._too_long(kept, lengths[long].tolist(), block.positions(long), block.path, step)
             block = block.without(long)
         block = self.body(block)
@@ -257,6 +257,7 @@ class LineSource(FileSource):
 
     def _too_long(self, kept: list[bytes], lengths: list[int], positions: Any, path: str | None, step: str) -> Letters:
         details = [f"{n:,} bytes, more than max_row_bytes ({self.max_row_bytes:,}); the first {KEPT_BYTES:,} are kept" for n in lengths]
+        kept = [k.removesuffix(b"\r") if n <= KEPT_BYTES else k for k, n in zip(kept, lengths, strict=True)]
         return letters(step, "too_long", details, kept, self.original_format, source=path, positions=positions)
 
 
@@ -264,17 +265,21 @@ def line_blocks(stream: Any, part: FilePart, longest: int) -> Iterator[Block | T
     """Reads the lines that start in a part of a stream; a line longer than `longest` is passed over in small steps."""
     position = _first_line(stream, part)
     buffer, filled, wanted = bytearray(BLOCK_BYTES), 0, 0
-    while position is not None and (part.stop is None or position < part.stop):
-        owned = len(buffer) if part.stop is None else part.stop - position
+    stop = part.stop
+    while position is not None and (stop is None or position < stop):
+        owned = len(buffer) if stop is None else stop - position
         wanted = min(len(buffer), max(wanted, owned + KEPT_BYTES))
         filled, ended, trouble = fill(stream, buffer, filled, wanted)
+        if position == 0 and (mark := skip_mark(buffer, filled)):
+            position, filled, owned = mark, filled - mark, max(owned - mark, 1)
+            stop = stop and max(stop, mark + 1)  # the line behind the mark starts, for its owner, where the mark does
         last = owned <= filled and buffer.find(b"\n", owned - 1, filled)
         if ended and trouble is None and (owned > filled or last < 0):
             cut = filled
         else:
             cut = last + 1 if owned <= filled and last >= 0 else buffer.rfind(b"\n", 0, filled) + 1
         if cut:
-            yield _block(bytes(memoryview(buffer)[:cut]), part.path, position)
+            yield Block.of(bytes(memoryview(buffer)[:cut]), part.path, position, first=part.start == 0 and position in (0, len(BOM)))
             buffer[: filled - cut] = buffer[cut:filled]
             position, filled, wanted = position + cut, filled - cut, 0
         elif trouble is None and not ended and filled > longest:
@@ -306,6 +311,14 @@ def _first_line(stream: Any, part: FilePart) -> int | None:
     return None
 
 
+def skip_mark(buffer: bytearray, filled: int) -> int:
+    """Removes a byte order mark from the beginning of a file, and returns its length."""
+    if not buffer.startswith(BOM, 0, filled):
+        return 0
+    buffer[: filled - len(BOM)] = buffer[len(BOM) : filled]
+    return len(BOM)
+
+
 def fill(stream: Any, buffer: bytearray, filled: int, wanted: int) -> tuple[int, bool, BadFileError | None]:
     """Reads until the buffer holds what is wanted; says whether the stream ended, and what is wrong with it."""
     with memoryview(buffer) as view:
@@ -322,21 +335,17 @@ def fill(stream: Any, buffer: bytearray, filled: int, wanted: int) -> tuple[int,
 
 def pass_over(stream: Any, buffer: bytearray, filled: int, position: int) -> Iterator[TooLong]:
     """Reads to the end of a line without keeping it; leaves what follows in the buffer, and returns where that stands."""
-    kept, length = bytes(buffer[:KEPT_BYTES]), filled
+    kept, length = buffer[: min(filled, KEPT_BYTES)], filled
     while True:
         filled, ended, trouble = fill(stream, buffer, 0, BLOCK_BYTES)
         if trouble is not None:
             raise trouble
         at = buffer.find(b"\n", 0, filled)
-        length += at if at >= 0 else filled
+        passed = at if at >= 0 else filled
+        kept += buffer[: min(passed, KEPT_BYTES - len(kept))]
+        length += passed
         if at >= 0 or ended:
-            yield TooLong(position, length, kept)
+            yield TooLong(position, length, bytes(kept))
             rest = buffer[at + 1 : filled] if at >= 0 else b""
             buffer[: len(rest)] = rest
             return position + length + 1, len(rest)
-
-
-def _block(data: bytes, path: str, position: int) -> Block:
-    if position == 0 and data.startswith(BOM):
-        return Block.of(data[len(BOM) :], path, len(BOM), first=True)
-    return Block.of(data, path, position, first=position == 0)

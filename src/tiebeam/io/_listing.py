@@ -9,6 +9,7 @@ Partition columns in paths, `day=2026-01-02/`, follow Hive: values are URL-quote
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import fnmatch
 import glob
@@ -73,6 +74,8 @@ def _local(path: str, extensions: tuple[str, ...]) -> list[FoundFile]:
             raise ConfigError(Problem("no file matches", path, f"check the pattern; it is looked up from {fixed or '/'}"))
         names = _committed_of(fixed, names)
     else:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            Path(path).stat()  # raises when a folder above may not be entered
         raise ConfigError(Problem("there is no such file or folder", path, _nearest(path)))
     if locked := [n for n in names if not os.access(n, os.R_OK)]:
         raise ConfigError(Problem(f"{locked[0]} cannot be read (permission denied)", path, "grant the right to read it"))
