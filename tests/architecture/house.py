@@ -23,10 +23,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "dead_letters": {"errors", "rows"},
     "steps": {"dead_letters", "rows"},
     "registry": {"errors"},
-    "delivery": {"dead_letters", "errors", "registry", "rows", "steps"},
-    "connectors": {"dead_letters", "delivery", "errors", "options", "rows"},
+    "staging": {"dead_letters", "rows"},
+    "delivery": {"dead_letters", "errors", "registry", "rows", "staging", "steps"},
+    "connectors": {"dead_letters", "delivery", "errors", "options", "rows", "staging"},
     "terminal": set(),
-    "io": {"connectors", "dead_letters", "delivery", "errors", "options", "rows", "steps"},
+    "io": {"connectors", "dead_letters", "delivery", "errors", "options", "rows", "staging", "steps"},
     "transforms": {"dead_letters", "errors", "rows", "steps"},
     "pipelines": {
         "connectors", "dead_letters", "delivery", "errors", "io", "options", "registry", "rows", "steps", "terminal", "transforms"
@@ -38,16 +39,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
 }  # fmt: skip
 
-# What may be imported inside functions (or for type checkers) besides: it would be a cycle, or slow, at the top.
+# What may be imported inside functions (or for type checkers) besides: it would be slow at the top.
 MAY_IMPORT_LATE: dict[str, set[str]] = {
-    "delivery": {"connectors"},  # Sink and Staged: a sink is driven by a delivery, and applies itself through one
     "cli": {"pipelines", "templates", "lab"},  # `tiebeam list` must not load Beam
 }
 
 # Other people's packages: at the top of a file, or only inside functions.
 CORE = {"apache_beam", "pyarrow"}
 OUTSIDE: dict[str, set[str]] = {
-    **dict.fromkeys(("rows", "dead_letters", "steps", "delivery", "connectors"), CORE),
+    **dict.fromkeys(("rows", "dead_letters", "steps", "staging", "delivery", "connectors"), CORE),
     "io": CORE | {"numpy", "polars"},
     "transforms": CORE | {"numpy", "polars", "yaml"},
     "pipelines": CORE | {"numpy", "polars", "yaml"},

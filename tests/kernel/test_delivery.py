@@ -258,6 +258,17 @@ def test_sources_and_sinks_travel_to_other_processes(monkeypatch, out, rejected)
     assert len(on_shelf(rejected)) == 10 + 6
 
 
+@pytest.mark.xfail(
+    strict=True, reason="a store takes one publication per run_id, so the letters of a second attempt with other input are lost"
+)
+def test_a_failed_attempt_does_not_hide_the_letters_of_the_next(out, rejected):
+    with pytest.raises(Exception, match="fell down"):
+        run(ReadFromShelf(10, bad_every=5), WriteToShelf(out, broken="publish"), rejected, run_id="r1")
+    run(ReadFromShelf(10, bad_every=3), WriteToShelf(out), rejected, run_id="r1")
+    kept = {row["row_position"] for row in on_shelf(rejected)}
+    assert {f"numbers:{n}" for n in range(10)} - {f"numbers:{n}" for n in ns(out)} <= kept
+
+
 def test_staged_pieces_survive_packing():
     pieces = [Staged("b", 2, 10, {"min": {"n": 1}, "names": ["ü"]}), Staged("a", 1)]
     assert Staged.unpack([Staged.pack(pieces[:1]), Staged.pack(pieces[1:])]) == [pieces[1], pieces[0]]
@@ -271,21 +282,21 @@ Read/Parse: dead letters have a place
 Write/Whole run
 Write/Stage
 Write/Stage: dead letters have a place
-Whole run of dead letters 0
-Whole run of dead letters 1
-All dead letters
-Keep dead letters
-Live dead letters
-Stage dead letters
-Stage dead letters: dead letters have a place
-Publish dead letters: begin
-Publish dead letters
-Rows read
-Count rows read
-Count rows rejected
-Judge the share rejected
-Publish Write: begin
-Publish Write
+Deliver/Whole run of dead letters 0
+Deliver/Whole run of dead letters 1
+Deliver/All dead letters
+Deliver/Keep dead letters
+Deliver/Live dead letters
+Deliver/Stage dead letters
+Deliver/Stage dead letters: dead letters have a place
+Deliver/Publish dead letters: begin
+Deliver/Publish dead letters
+Deliver/Rows read
+Deliver/Count rows read
+Deliver/Count rows rejected
+Deliver/Judge the share rejected
+Deliver/Publish Write: begin
+Deliver/Publish Write
 """
 
 
@@ -296,5 +307,5 @@ def test_labels_are_public_and_stable(out, rejected):
         p | "Read" >> ReadFromShelf(5) | "Write" >> WriteToShelf(out)
     top = []
     for node in p.transforms_stack[0].parts:
-        top += [part.full_label for part in node.parts] if node.full_label in ("Read", "Write") else [node.full_label]
+        top += [part.full_label for part in node.parts] if node.full_label in ("Read", "Write", "Deliver") else [node.full_label]
     assert "\n".join(top) + "\n" == LABELS
