@@ -6,11 +6,16 @@ This decides what `tiebeam.rows.RowBatchCoder` does: docs/decisions/0003-row-bat
 from __future__ import annotations
 
 import importlib
+import itertools
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import apache_beam as beam
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.json
 from apache_beam import coders
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -24,18 +29,23 @@ MODES = ("in_memory", "multi_processing")
 MOST = 2_000_000
 BLOCK_BYTES = MAX_BATCH_ROWS * events.LINE_BYTES
 SHARDS = 16
+REPEATS = 15
 
 
 class Plain(RowBatchCoder):
-    """Not compressed."""
+    """Not compressed. Without Arrow's threads: handing a buffer to one costs more than compressing it."""
 
     codec: str | None = None
 
     def encode(self, value: RowBatch) -> bytes:
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, value.schema, options=pa.ipc.IpcWriteOptions(compression=self.codec)) as stream:
+        options = pa.ipc.IpcWriteOptions(compression=self.codec, use_threads=False)
+        with pa.ipc.new_stream(sink, value.schema, options=options) as stream:
             stream.write_batch(value)
         return sink.getvalue().to_pybytes()
+
+    def decode(self, encoded: bytes) -> RowBatch:
+        return pa.ipc.open_stream(pa.py_buffer(encoded), options=pa.ipc.IpcReadOptions(use_threads=False)).read_next_batch()
 
 
 class Lz4(Plain):
@@ -58,7 +68,17 @@ def numbers(batch: RowBatch) -> RowBatch:
     return batch.select(["id", "amount", "category", "kind"])
 
 
-SHAPES = {f.__name__: f for f in (whole, numbers)}
+def noise(batch: RowBatch) -> RowBatch:
+    """The worst for a codec: random identifiers and random numbers, nothing in common."""
+    random = np.random.default_rng(batch.num_rows)
+    text = np.frombuffer(b"0123456789abcdef", np.uint8)[random.integers(0, 16, 32 * batch.num_rows)]
+    offsets = np.arange(0, len(text) + 1, 32, dtype=np.int32)
+    ids = pa.StringArray.from_buffers(batch.num_rows, pa.py_buffer(offsets), pa.py_buffer(text))
+    values = {f"value_{i}": pa.array(random.random(batch.num_rows)) for i in range(4)}
+    return RowBatch.from_pydict({"id": ids, **values})
+
+
+SHAPES = {f.__name__: f for f in (whole, numbers, noise)}
 
 
 class _ReadFn(beam.DoFn):
@@ -91,21 +111,37 @@ def shuffle(codec: str, mode: str, shape: str, path: str) -> None:
 
 
 def bench(sizes: list[int], times: int, save: bool) -> None:
-    """Prints seconds by shape, mode and codec."""
+    """Prints what one batch costs by codec, then what a shuffle costs."""
     path = comparing.events_file(min(max(sizes), MOST))
+    alone = [_alone(shape, codec, SHAPES[shape](read(str(path), 0))) for shape in SHAPES for codec in CODERS]
+    header = ["", "MB encoded", "encode ms", "decode ms"]
+    show(f"One batch of {MAX_BATCH_ROWS:,} rows", header, alone, "coder_batch" if save else None)
     rows = []
-    for shape in SHAPES:
-        sizes_mb = {codec: len(kind().encode(SHAPES[shape](read(str(path), 0)))) / 1e6 for codec, kind in CODERS.items()}
-        for mode in MODES:
-            base = 0.0
-            for codec in CODERS:
-                say(f"coder: {shape}, {mode}, {codec}")
-                cost = measure(python("benchmarks.coder", codec, mode, shape, path), times)
-                base = base or cost.secs
-                seconds = [f"{figure:.2f}" for figure in (cost.secs, cost.secs / base, cost.cpu_secs)]
-                rows.append([f"{shape}, {mode}, {codec}", *seconds, f"{sizes_mb[codec]:.1f}", f"{cost.peak_mb:.0f}"])
+    for shape, mode in itertools.product(SHAPES, MODES):
+        costs = {}
+        for codec in CODERS:
+            say(f"coder: {shape}, {mode}, {codec}")
+            costs[codec] = measure(python("benchmarks.coder", codec, mode, shape, path), times)
+        for codec, cost in costs.items():
+            seconds = [f"{figure:.2f}" for figure in (cost.secs, cost.secs / costs["none"].secs, cost.cpu_secs)]
+            rows.append([f"{shape}, {mode}, {codec}", *seconds, f"{cost.peak_mb:.0f}"])
     title = f"Batches through one GroupByKey, {path.stat().st_size // events.LINE_BYTES:,} events"
-    show(title, ["", "seconds", "of none's", "CPU seconds", "MB a batch", "peak MB"], rows, "coder" if save else None)
+    show(title, ["", "seconds", "of none's", "CPU seconds", "peak MB"], rows, "coder" if save else None)
+
+
+def _alone(shape: str, codec: str, batch: RowBatch) -> list[str]:
+    coder = CODERS[codec]()
+    encoded = coder.encode(batch)
+    encode = min(_cpu_secs(lambda: coder.encode(batch)) for _ in range(REPEATS))
+    decode = min(_cpu_secs(lambda: pa.compute.count(coder.decode(encoded).column(0))) for _ in range(REPEATS))
+    return [f"{shape}, {codec}", f"{len(encoded) / 1e6:.1f}", f"{encode * 1e3:.1f}", f"{decode * 1e3:.1f}"]
+
+
+def _cpu_secs(work: Callable[[], object]) -> float:
+    """Processor time of all threads: Arrow compresses with several."""
+    begin = time.process_time()
+    work()
+    return time.process_time() - begin
 
 
 if __name__ == "__main__":

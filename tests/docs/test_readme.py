@@ -29,7 +29,7 @@ def test_library_example(tmp_path, monkeypatch):
         for nets in [[row["net"] for row in rows if row["shop"] == shop and row["kind"] == "sale"]]
     ]
     assert [(s, n) for s, n, _ in found] == [(s, n) for s, n, _ in wanted]
-    assert all(abs(f[2] - w[2]) < 1e-9 for f, w in zip(found, wanted, strict=True))
+    assert all(abs(float(f[2]) - w[2]) < 1e-9 for f, w in zip(found, wanted, strict=True))
     kept = [json.loads(line) for file in Path("out.rejected").glob("*.jsonl") for line in file.read_text().splitlines()]
     assert [letter["reason"] for letter in kept] == ["malformed"]
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import retail_oracle
+from support import retail_oracle
 from tiebeam.errors import ConfigError
 from tiebeam.pipelines import _job, _retail_data, _retail_tables, retail
 from tiebeam.pipelines._retail_steps import frame_of, rows_of

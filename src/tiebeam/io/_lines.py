@@ -264,12 +264,14 @@ def line_blocks(stream: Any, part: FilePart, longest: int) -> Iterator[Block | T
     """Reads the lines that start in a part of a stream; a line longer than `longest` is passed over in small steps."""
     position = _first_line(stream, part)
     buffer, filled, wanted = bytearray(BLOCK_BYTES), 0, 0
-    while position is not None and (part.stop is None or position < part.stop):
-        owned = len(buffer) if part.stop is None else max(part.stop - position, 1)
+    stop = part.stop
+    while position is not None and (stop is None or position < stop):
+        owned = len(buffer) if stop is None else stop - position
         wanted = min(len(buffer), max(wanted, owned + KEPT_BYTES))
         filled, ended, trouble = fill(stream, buffer, filled, wanted)
         if position == 0 and (mark := skip_mark(buffer, filled)):
             position, filled, owned = mark, filled - mark, max(owned - mark, 1)
+            stop = stop and max(stop, mark + 1)  # the line behind the mark starts, for its owner, where the mark does
         last = owned <= filled and buffer.find(b"\n", owned - 1, filled)
         if ended and trouble is None and (owned > filled or last < 0):
             cut = filled

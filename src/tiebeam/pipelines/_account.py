@@ -48,12 +48,13 @@ def top_labels(p: beam.Pipeline) -> list[str]:
     return list(dict.fromkeys(leaf.split("/")[0] for leaf in visitor.leaves))
 
 
-def progress_lines(labels: list[str], elapsed: float) -> list[str]:
+def progress_lines(labels: list[str], reads: tuple[str, ...], elapsed: float) -> list[str]:
     """The first line sums up; then one line per step that has counted rows."""
     counts: dict[str, dict[str, int]] = {}
     for (step, name), amount in steps.tally().items():
         counts.setdefault(step, {})[name] = amount
-    read = sum(c.get("rows_out", 0) + c.get("rows_rejected", 0) for c in counts.values() if "rows_in" not in c)
+    sources = [c for step, c in counts.items() if (step in reads if reads else steps.ROWS_IN not in c)]
+    read = sum(c.get(steps.ROWS_OUT, 0) + c.get(steps.ROWS_REJECTED, 0) for c in sources)
     written = sum(c.get("rows_out", 0) for s, c in counts.items() if s in _staging(counts))
     rejected = sum(c.get("rows_rejected", 0) for c in counts.values())
     speed = read / max(elapsed, 0.1)

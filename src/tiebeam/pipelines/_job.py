@@ -159,12 +159,12 @@ def run(name: str, argv: list[str] | None = None) -> int:
 def execute(job: Job, *, prior_attempts: dict[str, int] | None = None) -> Outcome:
     """Builds and runs a prepared job, showing progress. Raises JobFailedError."""
     p, delivery = assemble(job, prior_attempts=prior_attempts)
-    labels = top_labels(p)
+    labels, reads = top_labels(p), getattr(job.module, "READS", ())
     outcome = Outcome(job.name, job.run_id, job.runner, dead_letters=delivery.store_location(), outputs=list(delivery.sinks))
     steps.reset_tally()
     started = time.monotonic()
     print(f"{job.name}: run {job.run_id} on {job.runner}", file=sys.stderr)
-    with _quiet(), _interruptible(delivery), terminal.Progress(lambda elapsed: progress_lines(labels, elapsed)):
+    with _quiet(), _interruptible(delivery), terminal.Progress(lambda elapsed: progress_lines(labels, reads, elapsed)):
         try:
             delivery.keep_job({"pipeline": job.name, "argv": job.argv, "version": __version__})
             result = p.run()
@@ -178,7 +178,7 @@ def execute(job: Job, *, prior_attempts: dict[str, int] | None = None) -> Outcom
             delivery.discard()
             raise JobFailedError(*explain(e)) from (e if logging.getLogger("tiebeam").isEnabledFor(logging.DEBUG) else None)
     outcome.seconds = time.monotonic() - started
-    account(outcome, result, labels, getattr(job.module, "ACCEPTS", None), getattr(job.module, "READS", ()))
+    account(outcome, result, labels, getattr(job.module, "ACCEPTS", None), reads)
     if hasattr(job.module, "finish"):
         job.module.finish(job.options, outcome)
     return outcome
