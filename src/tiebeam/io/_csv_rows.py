@@ -85,7 +85,6 @@ class CsvRows:
 
     def _read(self, data: bytes, rows: int) -> pa.Table | None:
         """All columns as text, null where a null value stands unquoted; None when the rows are not what they should be."""
-        ragged: list[Any] = []
         quote = False if self.dialect.quote is None else chr(self.dialect.quote)
         try:
             table = pa.csv.read_csv(
@@ -97,7 +96,7 @@ class CsvRows:
                     double_quote=quote is not False,
                     newlines_in_values=self.dialect.newlines,
                     ignore_empty_lines=False,
-                    invalid_row_handler=lambda row: (ragged.append(None), "error")[1],
+                    invalid_row_handler=lambda row: "error",
                 ),
                 pa.csv.ConvertOptions(
                     column_types=dict.fromkeys(self.names, pa.string()),
@@ -163,8 +162,8 @@ class _Quotes:
 
     def __init__(self, block: Block, dialect: Dialect):
         self.block, self.dialect = block, dialect
-        some = dialect.quote is not None and bytes([dialect.quote]) in block.data
-        self.at = where_byte(block.bytes, dialect.quote) if some else np.empty(0, np.int64)
+        quote = dialect.quote
+        self.at = where_byte(block.bytes, quote) if quote is not None and bytes([quote]) in block.data else np.empty(0, np.int64)
         self.line = block.lines_of(self.at)
         self.at, self.line = self.at[self.line >= 0], self.line[self.line >= 0]
         self.number = np.arange(len(self.at)) - np.searchsorted(self.at, block.starts[self.line])
@@ -177,7 +176,7 @@ class _Quotes:
         last = len(view) - 1
         start, end = self.block.starts[self.line], self.block.ends[self.line]
         before, after = view[np.maximum(self.at - 1, 0)], view[np.minimum(self.at + 1, last)]
-        edge = (self.dialect.delimiter, self.dialect.quote)
+        edge = [byte for byte in (self.dialect.delimiter, self.dialect.quote) if byte is not None]
         opens = (self.at == start) | np.isin(before, edge)
         ends = (self.at + 1 >= end) | ((after == _RETURN) & (self.at + 2 >= end))
         closes = ends | np.isin(after, edge)

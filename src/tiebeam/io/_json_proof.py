@@ -87,7 +87,13 @@ def not_utf8(data: bytes) -> np.ndarray:
         return np.empty(0, np.int64)
     except pa.ArrowInvalid:
         found: list[int] = []
-        codecs.register_error("tiebeam.note", lambda e: (found.append(e.start), ("", e.end))[1])
+
+        def note(e: UnicodeError) -> tuple[str, int]:
+            assert isinstance(e, UnicodeDecodeError)
+            found.append(e.start)
+            return "", e.end
+
+        codecs.register_error("tiebeam.note", note)
         codecs.decode(data, "utf-8", "tiebeam.note")
         return np.array(found)
 
@@ -103,9 +109,9 @@ def count_keys(data: bytes) -> Marks:
         n = len(piece) - 1
         colon = np.equal(piece[1:], COLON, out=is_colon[:n])
         before = np.equal(piece[:-1], QUOTE, out=is_before[:n])
-        colons += np.count_nonzero(np.logical_and(colon, before, out=before))
+        colons += int(np.count_nonzero(np.logical_and(colon, before, out=before)))
         before = np.less_equal(piece[:-1], BLANK, out=is_before[:n])
-        blanks += np.count_nonzero(np.logical_and(colon, before, out=before))
+        blanks += int(np.count_nonzero(np.logical_and(colon, before, out=before)))
     return Marks(colons - len(_escaped(data, view)), blanks)
 
 
@@ -116,7 +122,7 @@ def count_nulls(data: bytes) -> int:
     for at in range(0, len(data) - 3, _SCAN):
         p = view[at : at + _SCAN + 3]
         key = (p[:-3] == QUOTE) & (p[1:-2] == COLON)
-        nulls += np.count_nonzero(key & ((p[2:-1] == SMALL_N) | ((p[2:-1] == BLANK) & (p[3:] == SMALL_N))))
+        nulls += int(np.count_nonzero(key & ((p[2:-1] == SMALL_N) | ((p[2:-1] == BLANK) & (p[3:] == SMALL_N)))))
     escaped = _escaped(data, view) + 1
     return nulls - int(np.count_nonzero(_is_null(view, escaped)))
 
