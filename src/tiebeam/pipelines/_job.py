@@ -106,7 +106,7 @@ def reach(options: Any) -> None:
         raise ConfigError(*dict.fromkeys(problems))
 
 
-def derived_run_id(name: str, options: Any) -> str | None:
+def derived_run_id(name: str, options: Any) -> str:
     """Names a run after what it does and what it reads: the same job on the same input has the same name."""
     sources = [c for c in connectors(options).values() if hasattr(c, "fingerprint")] + list(options.sources())
     prints = [s.fingerprint() for s in sources]
