@@ -22,6 +22,7 @@ tried line by line with the colons behind quotes alone; a line in which a blank 
 from __future__ import annotations
 
 import codecs
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -79,7 +80,12 @@ def not_utf8(data: bytes) -> np.ndarray:
         return np.empty(0, np.int64)
     except pa.ArrowInvalid:
         found: list[int] = []
-        codecs.register_error("tiebeam.note", lambda e: (found.append(e.start), ("", e.end))[1])
+
+        def note(error: Any) -> tuple[str, int]:
+            found.append(error.start)
+            return "", error.end
+
+        codecs.register_error("tiebeam.note", note)
         codecs.decode(data, "utf-8", "tiebeam.note")
         return np.array(found)
 
@@ -95,7 +101,7 @@ def count_keys(data: bytes) -> int:
         n = len(piece) - 1
         colon = np.equal(piece[1:], COLON, out=is_colon[:n])
         behind = np.less_equal(piece[:-1], QUOTE, out=is_behind[:n])  # quote, blank, tab; and ! which does no harm
-        colons += np.count_nonzero(np.logical_and(colon, behind, out=behind))
+        colons += int(np.count_nonzero(np.logical_and(colon, behind, out=behind)))
     return colons - len(_escaped(data, view))
 
 
@@ -106,7 +112,7 @@ def count_nulls(data: bytes) -> int:
     for at in range(0, len(data) - 3, _SCAN):
         p = view[at : at + _SCAN + 3]
         key = (p[:-3] == QUOTE) & (p[1:-2] == COLON)
-        nulls += np.count_nonzero(key & ((p[2:-1] == SMALL_N) | ((p[2:-1] == BLANK) & (p[3:] == SMALL_N))))
+        nulls += int(np.count_nonzero(key & ((p[2:-1] == SMALL_N) | ((p[2:-1] == BLANK) & (p[3:] == SMALL_N)))))
     escaped = _escaped(data, view) + 1
     return nulls - int(np.count_nonzero(_is_null(view, escaped)))
 
