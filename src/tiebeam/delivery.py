@@ -316,7 +316,7 @@ def _publish(
     name: beam.PCollection | None = None,
 ) -> beam.PCollection:
     begin = p | f"{label}: begin" >> beam.Create([0])
-    sides = {"gate": pvalue.AsIter(gate)} if gate is not None else {}
+    sides: dict[str, Any] = {"gate": pvalue.AsIter(gate)} if gate is not None else {}
     sides |= {"name": pvalue.AsSingleton(name)} if name is not None else {}
     return begin | label >> beam.ParDo(_PublishFn(sink, run_id), pvalue.AsIter(staged), **sides).with_output_types(int)
 
