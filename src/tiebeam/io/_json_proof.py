@@ -39,8 +39,10 @@ def odd_lines(block: Block, wary: bool) -> tuple[np.ndarray, np.ndarray]:
     view, starts, ends = block.bytes, block.starts, block.ends
     first = np.minimum(starts, len(view) - 1)
     last = np.maximum(ends - 1, 0)
-    last = np.maximum(last - (view[last] == RETURN), 0)
-    blank = (ends == starts) | ((ends == starts + 1) & (view[first] == RETURN))
+    blank = ends == starts
+    if len(block.controls):
+        last = np.maximum(last - (view[last] == RETURN), 0)
+        blank |= (ends == starts + 1) & (view[first] == RETURN)
     odd = (view[first] != BRACE) | (view[last] != CLOSE) | (view[np.maximum(last - 1, 0)] == COMMA)
     places = [_stray(view, block.controls), _halves(block.data, view), not_utf8(block)]
     for positions in (*places, _no_numbers(view)) if wary else places:
