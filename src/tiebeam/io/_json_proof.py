@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import codecs
 import itertools
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -81,7 +82,12 @@ def not_utf8(block: Block) -> np.ndarray:
     if _is_utf8(whole):
         return np.empty(0, np.int64)
     found: list[int] = []
-    codecs.register_error("tiebeam.note", lambda e: (found.append(e.start), ("", e.end))[1])
+
+    def note(error: Any) -> tuple[str, int]:
+        found.append(error.start)
+        return "", error.end
+
+    codecs.register_error("tiebeam.note", note)
     lines = np.unique(np.searchsorted(block.starts, np.arange(_PIECE_BYTES, len(block.data), _PIECE_BYTES)))
     positions: list[int] = []
     for start, stop in itertools.pairwise([0, *block.starts[lines[lines < len(block.starts)]].tolist(), len(block.data)]):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -67,10 +67,6 @@ class Block:
         controls = np.setdiff1d(_controls(data), ends, assume_unique=True)
         return Block(data, starts, ends, path, 0, pa.array(positions, pa.string()), controls)
 
-    @property
-    def bytes(self) -> np.ndarray:
-        return np.frombuffer(self.data, np.uint8)
-
     def line(self, index: int) -> bytes:
         """A line without its line end, `\\n` or `\\r\\n`."""
         return self.data[self.starts[index] : self.ends[index]].removesuffix(b"\r")
@@ -115,6 +111,10 @@ class Block:
             return self.names if lines is None else self.names.take(pa.array(lines))
         starts = self.starts if lines is None else self.starts[lines]
         return pc.binary_join_element_wise(f"{self.path}:", pa.array(starts + self.offset).cast(pa.string()), "")
+
+    @property  # last: the annotations above mean the built-in `bytes`
+    def bytes(self) -> np.ndarray:
+        return np.frombuffer(self.data, np.uint8)
 
 
 @dataclass
@@ -335,7 +335,7 @@ def fill(stream: Any, buffer: bytearray, filled: int, wanted: int) -> tuple[int,
     return filled, False, None
 
 
-def pass_over(stream: Any, buffer: bytearray, filled: int, position: int) -> Iterator[TooLong]:
+def pass_over(stream: Any, buffer: bytearray, filled: int, position: int) -> Generator[TooLong, None, tuple[int, int]]:
     """Reads to the end of a line without keeping it; leaves what follows in the buffer, and returns where that stands."""
     kept, length = buffer[: min(filled, KEPT_BYTES)], filled
     while True:
