@@ -3,7 +3,8 @@
 # make bench   the benchmarks, one after the other
 # Everything is installed into .venv; nothing else is touched.
 
-PYTHON ?= $(shell command -v python3.13 python3.12 python3.11 python3 | head -n 1)
+NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p $(NEW_ENOUGH) 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
 .PHONY: run test lint bench docs clean
@@ -25,8 +26,8 @@ docs: .venv/ready
 	$(BIN)/python docs/generate.py
 
 .venv/ready: requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "tiebeam needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -n "$(PYTHON)" && $(PYTHON) $(NEW_ENOUGH) || \
+	  { echo "tiebeam needs Python 3.11 or newer. Try: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt --editable .
 	@touch $@

@@ -36,7 +36,8 @@ tiebeam: ready-made data pipelines on Apache Beam
 COMPLETION = {
     "bash": '_tiebeam() { COMPREPLY=($(compgen -W "$(tiebeam words "${COMP_WORDS[@]:1}" 2>/dev/null)" -- "${COMP_WORDS[COMP_CWORD]}")); }\n'
     "complete -o default -F _tiebeam tiebeam",
-    "zsh": '#compdef tiebeam\n_tiebeam() { compadd -- ${(f)"$(tiebeam words ${words[2,-1]} 2>/dev/null)"} || _files; }\ncompdef _tiebeam tiebeam',
+    "zsh": '#compdef tiebeam\n_tiebeam() { compadd -- ${(f)"$(tiebeam words ${words[2,-1]} 2>/dev/null)"} || _files; }\n'
+    "compdef _tiebeam tiebeam",
     "fish": "complete -c tiebeam -a '(tiebeam words (commandline -opc)[2..-1] 2>/dev/null)'",
 }
 
@@ -107,7 +108,8 @@ def _describe(argv: list[str]) -> int:
     else:
         known = [*registry.modules("pipelines"), *registry.modules("connectors")]
         near = difflib.get_close_matches(name, known, n=1)
-        raise ConfigError(Problem(f"there is no pipeline or connector called {name!r}", fix=f"did you mean {near[0]}?" if near else "see tiebeam list"))
+        hint = f"did you mean {near[0]}?" if near else "see tiebeam list"
+        raise ConfigError(Problem(f"there is no pipeline or connector called {name!r}", fix=hint))
     print(json.dumps(about, indent=2) if as_json else _page(about))
     return 0
 

@@ -24,16 +24,14 @@ def width() -> int:
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> str:
     """Lays out a table within the width: the last column wraps, numbers are right-aligned with thousands separated."""
     rows = [list(row) for row in rows]
-    right = [any(_is_number(row[i]) for row in rows) and all(_is_number(row[i]) or row[i] is None for row in rows) for i in range(len(head))]
+    columns = [[row[i] for row in rows] for i in range(len(head))]
+    right = [any(map(_is_number, column)) and all(value is None or _is_number(value) for value in column) for column in columns]
     return _layout(list(head), [[_cell(value) for value in row] for row in rows], right, title)
 
 
 def paragraphs(text: str) -> str:
     """Fills paragraphs to the width; indented lines, which are examples, stay as they are."""
-    filled = []
-    for paragraph in text.split("\n\n"):
-        filled.append(paragraph if paragraph.startswith(" ") else textwrap.fill(paragraph, width()))
-    return "\n\n".join(filled)
+    return "\n\n".join(part if part.startswith(" ") else textwrap.fill(part, width()) for part in text.split("\n\n"))
 
 
 def _is_number(value: Any) -> bool:

@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": set(),
 }  # fmt: skip
 
-# What may be imported inside functions (or for type checkers) besides: it would be a cycle, or slow, at the top.
+# What may be imported inside functions (or for type checkers) besides: it would be slow at the top.
 MAY_IMPORT_LATE: dict[str, set[str]] = {
     "cli": {"pipelines", "templates", "lab"},  # `tiebeam list` must not load Beam
 }

@@ -12,9 +12,9 @@ from contract.cases import SOME
 from contract.reading import ns_of
 from support.pickling import no_pickled_batches, pickled_edges
 from support.shelf import WriteToShelf, on_shelf
-from tiebeam.connectors import Staged
 from tiebeam.delivery import Delivery
 from tiebeam.errors import ConfigError
+from tiebeam.staging import Staged
 
 SINKS = targets.named("sink")
 SOURCES = set(targets.named("source"))

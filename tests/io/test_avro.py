@@ -238,6 +238,16 @@ def test_files_of_different_units_meet(tmp_path):
         assert_that(times, equal_to([1000, 2]))
 
 
+def test_remembered_types_of_different_units_meet(tmp_path):
+    columns = [pa.array([3], pa.duration("ms")), pa.array([4], pa.duration("us"))]  # a plain long in the file, both of them
+    write(tmp_path, *[RowBatch.from_arrays([c], names=["d"]) for c in columns])
+    source = ReadFromAvro(str(tmp_path), positions=False)
+    source = source.prepared(source.files())
+    found = concat([b for f in source.files() for b in source.read_part(FilePart(f.path))])["d"]
+    assert found.type == pa.duration("us")
+    assert sorted(found.cast(pa.int64()).to_pylist()) == [4, 3000]
+
+
 _flat = {
     "boolean": st.booleans(),
     "int": st.integers(-(2**31), 2**31 - 1),
@@ -374,6 +384,16 @@ def test_a_truncated_file_keeps_its_sound_blocks_and_is_named(tmp_path, codec, n
             for batch in ReadFromAvro(name).read_part(FilePart(name)):
                 rows += batch.num_rows
         assert rows == sum(b.rows for b in blocks[:-1])
+
+
+@pytest.mark.parametrize("codec", ["deflate", "none"])
+def test_a_block_without_its_sync_marker_is_damage(tmp_path, codec):
+    [name] = write(tmp_path, RowBatch.from_pydict({"a": np.arange(10)}), compression=codec)
+    data = bytearray(Path(name).read_bytes())
+    data[-1] ^= 1
+    Path(name).write_bytes(data)
+    with pytest.raises(BadFileError, match="no sync marker behind the block"):
+        list(ReadFromAvro(name).read_part(FilePart(name)))
 
 
 @pytest.mark.parametrize("end", [1, 3, 20, 100])

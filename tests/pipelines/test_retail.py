@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import retail_oracle
+from support import retail_oracle
 from tiebeam.errors import ConfigError
 from tiebeam.pipelines import _job, _retail_data, _retail_tables, retail
 from tiebeam.pipelines._retail_steps import frame_of, rows_of
@@ -112,28 +112,24 @@ def test_every_row_is_accounted_for(outcome):
     assert outcome.reconciled and outcome.published
 
 
-def same(got: duckdb.DuckDBPyRelation, want: duckdb.DuckDBPyRelation) -> None:
-    """Two tables hold the same rows: money and counts exactly, floating-point numbers to twelve digits."""
-    columns = sorted(want.columns)
-    assert sorted(got.columns) == columns
-
-    def rows(relation):
-        fetched = relation.project(", ".join(columns)).fetchall()
-        return sorted(
-            (tuple(round(v, 12 - len(str(int(abs(v))))) if isinstance(v, float) else v for v in row) for row in fetched), key=repr
-        )
-
-    assert rows(got) == rows(want)
+def same(db: duckdb.DuckDBPyConnection, got: str, want: str) -> None:
+    """Two tables hold the same rows: money, counts and names exactly, floating-point numbers to nine decimals."""
+    found, wanted = db.sql(f"FROM {got}"), db.sql(f"FROM {want}")
+    assert sorted(found.columns) == sorted(wanted.columns)
+    kinds = sorted(zip(wanted.columns, wanted.types, strict=True))
+    columns = ", ".join(f"round({name}, 9)" if str(kind) == "DOUBLE" else name for name, kind in kinds)
+    assert db.execute(f"SELECT count(*) FROM {got}").fetchone() == db.execute(f"SELECT count(*) FROM {want}").fetchone()
+    assert db.execute(f"SELECT {columns} FROM {got} EXCEPT ALL SELECT {columns} FROM {want}").fetchall() == []
 
 
 @pytest.mark.parametrize("table", retail_oracle.TABLES)
 def test_a_table_equals_its_sql(outcome, work, oracle, table):
-    want = oracle.sql(retail_oracle.sql(table))
-    with duckdb.connect(str(work / "retail.duckdb"), read_only=True) as warehouse:
-        same(warehouse.table(table), want)
-    with duckdb.connect() as db:
-        files = work / "out" / table / "**/*.parquet"
-        same(db.sql(f"FROM read_parquet('{files}', hive_partitioning = true, hive_types_autocast = false)"), want)
+    oracle.execute(f"ATTACH '{work / 'retail.duckdb'}' AS warehouse (READ_ONLY)")
+    oracle.execute(f"CREATE OR REPLACE TEMP TABLE want AS {retail_oracle.sql(table)}")
+    same(oracle, f"warehouse.{table}", "want")
+    files = work / "out" / table / "**/*.parquet"
+    same(oracle, f"read_parquet('{files}', hive_partitioning = true, hive_types_autocast = false)", "want")
+    oracle.execute("DETACH warehouse")
 
 
 def test_the_warehouse_holds_these_tables_and_money_is_exact(outcome, work):
@@ -152,16 +148,20 @@ def test_days_are_partitioned_by_month(outcome, work):
 
 def test_planted_lines_are_kept_as_they_came_and_where_they_stood(outcome, work):
     kept = letters(work)
-    raw = {base64.b64decode(k["original"]).strip(): k for k in kept if k["original_format"] == "json"}
-    assert len(kept) == len(PLANTED)
+    stood = set()
     for letter in kept:
         path, _, offset = letter["row_position"].rpartition(":")
         with Path(path).open("rb") as file:
             file.seek(int(offset))
-            assert file.readline().strip() in PLANTED
-        assert letter["pipeline"] == "retail" and letter["run_id"] == outcome.run_id and letter["reason"]
-    assert set(raw) <= set(PLANTED)
-    assert len({k["row_position"] for k in kept}) == len(PLANTED)
+            stood.add(file.readline().rstrip(b"\n"))
+        assert letter["pipeline"] == "retail" and letter["run_id"] == outcome.run_id and letter["attempt"] == 1
+    assert len(kept) == len(PLANTED) and stood == set(PLANTED)
+    raw = {base64.b64decode(k["original"]).rstrip(b"\n") for k in kept if k["original_format"] == "json"}
+    assert len(raw) == 8 and raw < set(PLANTED)
+    reasons = {"malformed", "duplicate_key", "out_of_range", "missing_value", "wrong_type", "invalid_utf8", "not_an_object"}
+    assert {k["reason"] for k in kept} == reasons
+    twice = [k for k in kept if k["step"].startswith("Conform") and k["reason"] == "duplicate_key"]
+    assert len(twice) == 1 and twice[0]["detail"].endswith("2017-01.jsonl:0")
 
 
 def test_the_report_shows_the_run(outcome, work):

@@ -42,7 +42,7 @@ from tiebeam.transforms.aggregate import (
 UTC = dt.UTC
 TIME = pa.timestamp("us", tz="UTC")
 NAN = float("nan")
-bounded = settings(max_examples=30, deadline=None, derandomize=True)
+bounded = settings(max_examples=25, deadline=None, derandomize=True)
 
 
 def reduce(aggregate: Aggregate, *bundles: list[pa.RecordBatch]) -> pa.Table:
@@ -263,6 +263,11 @@ def test_a_sum_of_integers_never_wraps():
         reduce(Aggregate(by=("key",), total=Sum("x")), table.to_batches())
 
 
+def test_a_sum_of_integers_does_not_wrap_between_batches():
+    with pytest.raises(OverflowError, match="int64"):  # 2**64 in all: with plain addition it would be 0
+        reduce(Aggregate(total=Sum("x")), *[[pa.record_batch({"x": [2**61 - 1]}), pa.record_batch({"x": [1]})]] * 8)
+
+
 def test_a_sum_of_decimals_is_exact():
     largest = Decimal("9" * 36 + ".99")
     assert only([Decimal("0.01"), largest, largest.copy_negate()], Sum("x"), pa.decimal128(38, 2)) == Decimal("0.01")
@@ -415,8 +420,14 @@ def test_a_million_groups_keep_every_group():
 
 def test_partial_states_are_handed_on_before_they_grow_too_large(monkeypatch):
     monkeypatch.setattr(module, "MAX_PARTIAL_ROWS", 10)
+    aggregate = Aggregate(by=("id",), n=Count())
     batch = pa.record_batch({"id": list(range(30))})
-    assert run([batch] * 3, Aggregate(by=("id",), n=Count())) == sorted(({"id": i, "n": 3} for i in range(30)), key=repr)
+    combine = module._CombineFn("test", aggregate)
+    combine.start_bundle()
+    handed_on = [states for _, states in combine.process(batch)]
+    assert sum(states.num_rows for states in handed_on) == 30
+    assert list(combine.finish_bundle()) == []
+    assert run([batch] * 3, aggregate) == sorted(({"id": i, "n": 3} for i in range(30)), key=repr)
 
 
 # In a pipeline
@@ -571,6 +582,7 @@ def test_unbounded_input_is_refused():
         (Aggregate(by=("shpo",), n=Count()), "no column 'shpo'"),
         (Aggregate(total=Sum("shop")), "Sum needs numbers, and 'shop' is string"),
         (Aggregate(low=Min("tags")), "values that can be compared"),
+        (Aggregate(by=("tags",)), "the key 'tags' is list<"),
         (Aggregate(q=ApproxQuantiles("shop")), "ApproxQuantiles needs numbers"),
         (Aggregate(first=First("shop")), "no column 'row_time'"),
         (Aggregate(window="1m"), "no column 'row_time'"),

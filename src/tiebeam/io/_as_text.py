@@ -90,7 +90,7 @@ def writable(column: pa.Array) -> pa.Array:
     if t.is_duration(kind):
         return column.cast(pa.int64())
     if t.is_binary(kind) or t.is_large_binary(kind) or t.is_fixed_size_binary(kind) or t.is_binary_view(kind):
-        return pl.from_arrow(column.cast(pa.large_binary())).bin.encode("base64").to_arrow()
+        return pl.Series(pl.from_arrow(column.cast(pa.large_binary()))).bin.encode("base64").to_arrow()
     if t.is_decimal(kind) or t.is_temporal(kind):
         return column.cast(pa.string())
     return column.cast(pa.float32()) if t.is_float16(kind) else column

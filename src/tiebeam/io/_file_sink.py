@@ -16,7 +16,7 @@ import io
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar, cast
 
 import pyarrow as pa
 
@@ -134,7 +134,8 @@ class _FileWriter:
         self.done: list[Staged] = []
 
     def write(self, batch: RowBatch) -> list[Letters]:
-        good, refused = [(Partition("", {}), batch)], []
+        good = [(Partition("", {}), batch)]
+        refused: list[Letters] = []
         if self.sink.partition_by:
             good, refused = by_partition(batch, self.sink.partition_by, self.sink.label)
         for partition, rows in good:
@@ -238,7 +239,7 @@ class _StagedFile:
         with self.named():
             self.stream = _SummedStream(folder.open(name))
         try:
-            self.encoder = sink.encoder(self.stream, schema)
+            self.encoder = sink.encoder(cast(BinaryIO, self.stream), schema)
         except BaseException:
             self.stream.discard()
             raise

@@ -21,7 +21,7 @@ import zoneinfo
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar, Self
 
 import apache_beam as beam
 import pyarrow as pa
@@ -88,7 +88,7 @@ class FileSource(Source):
         """Reads one part; raises BadFileError where the file as a whole cannot be read on."""
         raise NotImplementedError
 
-    def prepared(self, found: list[FoundFile]) -> FileSource:
+    def prepared(self, found: list[FoundFile]) -> Self:
         """A copy that holds what every worker must agree on, found out once when the graph is built."""
         prepared = copy.copy(self)
         prepared._partitions = partition_types(f.path for f in found)

@@ -3,25 +3,26 @@
 Polars' `read_ndjson` with a schema refuses malformed lines, but passes silently over keys that are not in the schema, over a key given
 twice, and (told to go on) over values of another type; it turns half a surrogate pair into NUL. Proof that it passed over nothing:
 
-    C   how often `":` stands in a line                     K   keys of the line
-    N   cells that the parser filled (not null)             Z   keys whose value is null
-    E   how often `":n` or `": n` does                      L   keys with a value that fill no cell: what we look for
+    C   how often a colon stands in a line behind a quote or a blank     K   keys of the line
+    N   cells that the parser filled (not null)                          Z   keys whose value is null
+    E   how often `":n` or `": n` does                                   L   keys with a value that fill no cell: what we look for
 
-Let no key be followed by a blank before its colon. Then every key shows one `":`, and C = K + F, where F counts those inside strings: after
-an escaped quote, or where a string begins with a colon. Every key fills a cell, is null, or is lost: K = N + Z + L. In a line that parses,
-only null begins with n, so E <= Z + G, where G counts those of E inside strings; each of them is also counted in F, so G <= F. Hence
+Every key shows its colon behind its closing quote, or behind a blank: C = K + F, where F >= 0 counts such colons inside strings. Every key
+fills a cell, is null, or is lost: K = N + Z + L. In a line that parses, only null begins with n, so E <= Z + G, where G counts those of E
+inside strings; each of them is also counted in F, so G <= F. Hence
 
     C - E >= N + Z + L + F - Z - G >= N + L,   and   C - E = N   implies   L = 0.
 
 Escaped quotes would make F large wherever JSON stands in a string, so `\\":` is left out of both counts, which keeps G <= F. It is
 surely inside a string only when its backslash is not itself escaped; where two backslashes stand before the quote, it is counted.
-The proof holds for a whole block as for each line. Fields of structs are keys and cells like others.
+The proof holds for a whole block as for each line. Fields of structs are keys and cells like others. Where it fails for a block, it is
+tried line by line with the colons behind quotes alone; a line in which a blank stands between a quote and a colon is then left unproven.
 """
 
 from __future__ import annotations
 
 import codecs
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,14 +32,6 @@ from tiebeam.io._lines import where_byte
 QUOTE, COLON, BACKSLASH, BLANK, BRACE, CLOSE, COMMA, RETURN, SMALL_N = 34, 58, 92, 32, 123, 125, 44, 13, 110
 _SCAN = 1 << 17
 _LONGEST_BLANK = 16  # a longer run of blanks before a colon is taken for one behind a key
-
-
-@dataclass
-class Marks:
-    """The counts of a block: `":` outside of strings as far as can be told, and whether a blank stands before a colon."""
-
-    colons: int
-    blanks: int
 
 
 def odd_lines(data: bytes, starts: np.ndarray, ends: np.ndarray, controls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -87,26 +80,29 @@ def not_utf8(data: bytes) -> np.ndarray:
         return np.empty(0, np.int64)
     except pa.ArrowInvalid:
         found: list[int] = []
-        codecs.register_error("tiebeam.note", lambda e: (found.append(e.start), ("", e.end))[1])
+
+        def note(error: Any) -> tuple[str, int]:
+            found.append(error.start)
+            return "", error.end
+
+        codecs.register_error("tiebeam.note", note)
         codecs.decode(data, "utf-8", "tiebeam.note")
         return np.array(found)
 
 
-def count_keys(data: bytes) -> Marks:
-    """Counts C (escaped ones left out) over a block, and colons after a blank."""
+def count_keys(data: bytes) -> int:
+    """Counts C (escaped ones left out) over a block."""
     view = np.frombuffer(data, np.uint8)
-    colons = blanks = 0
+    colons = 0
     size = min(_SCAN, len(view))
-    is_colon, is_before = np.empty(size, bool), np.empty(size, bool)
+    is_colon, is_behind = np.empty(size, bool), np.empty(size, bool)
     for at in range(0, len(view) - 1, _SCAN):
         piece = view[at : at + _SCAN + 1]
         n = len(piece) - 1
         colon = np.equal(piece[1:], COLON, out=is_colon[:n])
-        before = np.equal(piece[:-1], QUOTE, out=is_before[:n])
-        colons += np.count_nonzero(np.logical_and(colon, before, out=before))
-        before = np.less_equal(piece[:-1], BLANK, out=is_before[:n])
-        blanks += np.count_nonzero(np.logical_and(colon, before, out=before))
-    return Marks(colons - len(_escaped(data, view)), blanks)
+        behind = np.less_equal(piece[:-1], QUOTE, out=is_behind[:n])  # quote, blank, tab; and ! which does no harm
+        colons += int(np.count_nonzero(np.logical_and(colon, behind, out=behind)))
+    return colons - len(_escaped(data, view))
 
 
 def count_nulls(data: bytes) -> int:
@@ -116,7 +112,7 @@ def count_nulls(data: bytes) -> int:
     for at in range(0, len(data) - 3, _SCAN):
         p = view[at : at + _SCAN + 3]
         key = (p[:-3] == QUOTE) & (p[1:-2] == COLON)
-        nulls += np.count_nonzero(key & ((p[2:-1] == SMALL_N) | ((p[2:-1] == BLANK) & (p[3:] == SMALL_N))))
+        nulls += int(np.count_nonzero(key & ((p[2:-1] == SMALL_N) | ((p[2:-1] == BLANK) & (p[3:] == SMALL_N)))))
     escaped = _escaped(data, view) + 1
     return nulls - int(np.count_nonzero(_is_null(view, escaped)))
 

@@ -105,8 +105,8 @@ class JsonRows:
     def _proven(self, frame: pl.DataFrame, data: bytes) -> np.ndarray | None:
         """A mask of the lines of which nothing was passed over; None when that holds for all."""
         filled = frame.height * frame.width - sum(frame.null_count().row(0)) if not self.nested else int(self._cells(frame).sum())
-        marks = count_keys(data)
-        if not marks.blanks and (marks.colons == filled or marks.colons - count_nulls(data) == filled):
+        keys = count_keys(data)
+        if keys == filled or keys - count_nulls(data) == filled:
             return None
         per_row = self._cells(frame)
         counts, spaced = keys_less_nulls(data)
@@ -182,8 +182,7 @@ class JsonRows:
         arrays = {}
         for name in taken:
             kind = self.types.get(name, pa.string())
-            raw = table.column(name).combine_chunks()
-            raw = raw.chunk(0) if isinstance(raw, pa.ChunkedArray) else raw
+            raw = table.column(name).chunk(0)
             arrays[name] = _converted(raw, kind)
             lost = pc.and_(arrays[name].is_null(), raw.is_valid()) if arrays[name].null_count > raw.null_count else None
             for at in np.flatnonzero(lost.to_numpy(zero_copy_only=False)).tolist() if lost is not None else ():

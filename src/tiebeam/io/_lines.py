@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -67,10 +67,6 @@ class Block:
         controls = np.setdiff1d(_controls(data), ends, assume_unique=True)
         return Block(data, starts, ends, path, 0, pa.array(positions, pa.string()), controls)
 
-    @property
-    def bytes(self) -> np.ndarray:
-        return np.frombuffer(self.data, np.uint8)
-
     def line(self, index: int) -> bytes:
         """A line without its line end, `\\n` or `\\r\\n`."""
         return self.data[self.starts[index] : self.ends[index]].removesuffix(b"\r")
@@ -113,6 +109,10 @@ class Block:
             return self.names if lines is None else self.names.take(pa.array(lines))
         starts = self.starts if lines is None else self.starts[lines]
         return pc.binary_join_element_wise(f"{self.path}:", pa.array(starts + self.offset).cast(pa.string()), "")
+
+    @property  # last: the annotations above mean the built-in `bytes`
+    def bytes(self) -> np.ndarray:
+        return np.frombuffer(self.data, np.uint8)
 
 
 @dataclass
@@ -216,7 +216,7 @@ class LineSource(FileSource):
         lengths = block.ends - block.starts
         if len(lengths) and lengths.max() > self.max_row_bytes:
             long = np.flatnonzero(lengths > self.max_row_bytes)
-            kept = [block.data[block.starts[i] :][:KEPT_BYTES] for i in long]
+            kept = [block.data[block.starts[i] : min(block.ends[i], block.starts[i] + KEPT_BYTES)] for i in long]
             yield self._too_long(kept, lengths[long].tolist(), block.positions(long), block.path, step)
             block = block.without(long)
         block = self.body(block)
@@ -257,6 +257,7 @@ class LineSource(FileSource):
 
     def _too_long(self, kept: list[bytes], lengths: list[int], positions: Any, path: str | None, step: str) -> Letters:
         details = [f"{n:,} bytes, more than max_row_bytes ({self.max_row_bytes:,}); the first {KEPT_BYTES:,} are kept" for n in lengths]
+        kept = [k.removesuffix(b"\r") if n <= KEPT_BYTES else k for k, n in zip(kept, lengths, strict=True)]
         return letters(step, "too_long", details, kept, self.original_format, source=path, positions=positions)
 
 
@@ -332,17 +333,19 @@ def fill(stream: Any, buffer: bytearray, filled: int, wanted: int) -> tuple[int,
     return filled, False, None
 
 
-def pass_over(stream: Any, buffer: bytearray, filled: int, position: int) -> Iterator[TooLong]:
+def pass_over(stream: Any, buffer: bytearray, filled: int, position: int) -> Generator[TooLong, None, tuple[int, int]]:
     """Reads to the end of a line without keeping it; leaves what follows in the buffer, and returns where that stands."""
-    kept, length = bytes(buffer[:KEPT_BYTES]), filled
+    kept, length = buffer[: min(filled, KEPT_BYTES)], filled
     while True:
         filled, ended, trouble = fill(stream, buffer, 0, BLOCK_BYTES)
         if trouble is not None:
             raise trouble
         at = buffer.find(b"\n", 0, filled)
-        length += at if at >= 0 else filled
+        passed = at if at >= 0 else filled
+        kept += buffer[: min(passed, KEPT_BYTES - len(kept))]
+        length += passed
         if at >= 0 or ended:
-            yield TooLong(position, length, kept)
+            yield TooLong(position, length, bytes(kept))
             rest = buffer[at + 1 : filled] if at >= 0 else b""
             buffer[: len(rest)] = rest
             return position + length + 1, len(rest)

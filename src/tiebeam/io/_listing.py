@@ -145,7 +145,8 @@ def _matching(folder: str, pattern: list[str]) -> Iterator[str]:
 
 
 def _below(folder: str, extensions: tuple[str, ...]) -> list[str]:
-    taken, others = [], []
+    taken: list[str] = []
+    others: list[str] = []
     for here, names in _walk(folder, frozenset()):
         for name in names:
             (taken if _counts(name, extensions) else others).append(posixpath.join(here, name))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +36,7 @@ class TypedFileSource(FileSource):
         """The schema of a file, plain; raises BadFileError."""
         raise NotImplementedError
 
-    def prepared(self, found: list[FoundFile]) -> FileSource:
+    def prepared(self, found: list[FoundFile]) -> Self:
         prepared = super().prepared(found)
         prepared._schema = _unified(self._schemas([f.path for f in found]))
         return prepared

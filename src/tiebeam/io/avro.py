@@ -191,7 +191,7 @@ def _decoded_flat(raw: Any, blocks: list[Block], names: list[str]) -> list[pa.Ar
 def _decoded_records(raw: Any, blocks: list[Block], fields: list[pa.Field], rows: int) -> list[pa.Array]:
     import fastavro
 
-    records = list(fastavro.reader(container.plain_file(raw, blocks)))
+    records: list[Any] = list(fastavro.reader(container.plain_file(raw, blocks)))
     if len(records) != rows:
         raise ValueError(f"{len(records)} records instead of {rows}")
     return [pa.array([_pairs(record[field.name], field.type) for record in records], field.type) for field in fields]
@@ -224,7 +224,9 @@ def _encoded(schema: Any, rows: RowBatch) -> bytes:
     if all(kind in _WRITTEN_BY_POLARS for kind in plain.schema.types):
         import polars as pl
 
-        pl.from_arrow(pa.Table.from_batches([plain])).write_avro(file)
+        frame = pl.from_arrow(pa.Table.from_batches([plain]))
+        assert isinstance(frame, pl.DataFrame)  # a table is never a Series
+        frame.write_avro(file)
     else:
         import fastavro
 

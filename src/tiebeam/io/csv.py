@@ -11,7 +11,7 @@ import csv
 import io
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar, Self
 
 import numpy as np
 import polars as pl
@@ -71,7 +71,7 @@ class ReadFromCsv(LineSource):
         self._types: dict[str, pa.DataType] = {}
         self._headers: dict[str, list[str]] = {}
 
-    def check(self) -> Iterable[Problem]:
+    def check(self) -> Iterable[Problem | tuple[str, str, str]]:
         yield from super().check()
         if len(self._delimiter) != 1 or not self._delimiter.isascii() or self._delimiter in "\r\n":
             yield Problem(f"{self.delimiter!r} is not one character", "delimiter", "one ASCII character, or the word tab")
@@ -102,7 +102,7 @@ class ReadFromCsv(LineSource):
         typed._named, typed._headers, typed.is_prepared = types, {}, False
         return typed
 
-    def prepared(self, found: list[FoundFile]) -> ReadFromCsv:
+    def prepared(self, found: list[FoundFile]) -> Self:
         prepared = super().prepared(found)
         prepared._headers = {}
         given = {f.name: f.type for f in [*declared_schema(self.schema or ""), *self._named]}
@@ -136,9 +136,15 @@ class ReadFromCsv(LineSource):
         if not isinstance(piece, Block):
             raise BadFileError(f"{path}: its first line is absent, or longer than max_row_bytes ({self.max_row_bytes:,})")
         try:
-            quoting = csv.QUOTE_MINIMAL if self.quote else csv.QUOTE_NONE
             text = io.StringIO(piece.line(0).decode(), newline="")
-            fields = next(csv.reader(text, delimiter=self._delimiter, quotechar=self.quote or None, quoting=quoting, strict=True), [])
+            lines = csv.reader(
+                text,
+                delimiter=self._delimiter,
+                quotechar=self.quote or None,
+                quoting=csv.QUOTE_MINIMAL if self.quote else csv.QUOTE_NONE,
+                strict=True,
+            )
+            fields = next(lines, [])
         except (UnicodeDecodeError, csv.Error) as e:
             raise BadFileError(f"{path}: its first line cannot be read as CSV ({e})") from e
         names = [name if self.header and name else f"column_{i}" for i, name in enumerate(fields, 1)]

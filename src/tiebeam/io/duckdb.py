@@ -339,7 +339,7 @@ def _storable(batch: RowBatch) -> tuple[RowBatch, pa.Array]:
         kind = rebuilt(field.type, _nearest)
         if kind != field.type:
             given = batch.column(field.name)
-            taken = where_possible(lambda values, kind=kind: cast(values, kind), given)
+            taken = where_possible(functools.partial(cast, kind=kind), given)
             lost = pc.or_(lost, pc.and_(taken.is_null(), given.is_valid()))
             stored = with_column(stored, field.name, taken)
     return stored, lost

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar, Self
 
 import polars as pl
 import pyarrow as pa
@@ -67,7 +67,7 @@ class ReadFromJsonl(LineSource):
         self._known: pa.Schema | None = None
         self._rows: JsonRows | None = None
 
-    def check(self) -> Iterable[Problem]:
+    def check(self) -> Iterable[Problem | tuple[str, str, str]]:
         yield from super().check()
         try:
             refuse_unsupported(self._given or declared_schema(self.schema or ""))
@@ -84,7 +84,7 @@ class ReadFromJsonl(LineSource):
         typed._named, typed._rows, typed.is_prepared = types, None, False
         return typed
 
-    def prepared(self, found: list[FoundFile]) -> ReadFromJsonl:
+    def prepared(self, found: list[FoundFile]) -> Self:
         prepared = super().prepared(found)
         shown = self._given or (declared_schema(self.schema) if self.schema is not None else self._shown(found))
         known = {field.name: field.type for field in shown} | {field.name: field.type for field in self._named}

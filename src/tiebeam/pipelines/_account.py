@@ -41,11 +41,16 @@ class _Labels(beam.pipeline.PipelineVisitor):
         self.leaves.append(node.full_label)
 
 
-def top_labels(p: beam.Pipeline) -> list[str]:
-    """The labels of a graph's steps as written in `build`, in order."""
+def leaf_labels(p: beam.Pipeline) -> list[str]:
+    """The full labels of a graph's innermost steps, in order."""
     visitor = _Labels()
     p.visit(visitor)
-    return list(dict.fromkeys(leaf.split("/")[0] for leaf in visitor.leaves))
+    return visitor.leaves
+
+
+def top_labels(leaves: list[str]) -> list[str]:
+    """The labels of a graph's steps as written in `build`, in order."""
+    return list(dict.fromkeys(leaf.split("/")[0] for leaf in leaves))
 
 
 def progress_lines(labels: list[str], reads: tuple[str, ...], elapsed: float) -> list[str]:
@@ -73,14 +78,19 @@ def _staging(counts: dict[str, dict[str, int]]) -> set[str]:
     return {step for step in counts if step.startswith(("Write", "Store"))}
 
 
-def account(outcome: Outcome, result: Any, labels: list[str], accepts: str | None, reads: tuple[str, ...]) -> None:
-    """Fills an outcome from the runner's committed metrics; `reads` are the steps whose rows count, by default every source."""
+def account(outcome: Outcome, result: Any, graph: list[str], accepts: str | None, reads: tuple[str, ...]) -> None:
+    """Fills an outcome from the runner's committed metrics; `graph` is its leaf labels.
+
+    Rows of the steps `reads` count as read, by default those of every source.
+    """
     counters = result.metrics().query(MetricsFilter().with_namespace(steps.NAMESPACE))["counters"]
     leaves: dict[str, dict[str, int]] = {}
     for c in counters:
         leaves.setdefault(c.key.step, {})[c.key.metric.name] = c.committed if c.committed is not None else c.attempted
+    place = {leaf: i for i, leaf in enumerate(graph)}
+    leaves = dict(sorted(leaves.items(), key=lambda item: place.get(item[0], len(place))))
     of_delivery = {leaf: c for leaf, c in leaves.items() if leaf.startswith("Deliver/")}
-    for label in labels:
+    for label in top_labels(graph):
         below = [c for leaf, c in leaves.items() if leaf.split("/")[0] == label and leaf not in of_delivery]
         if below:
             outcome.counts[label] = _merged(below)

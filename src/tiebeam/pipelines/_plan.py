@@ -12,7 +12,7 @@ from tiebeam import terminal
 from tiebeam.delivery import Delivery
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.pipelines import _job
-from tiebeam.pipelines._account import top_labels
+from tiebeam.pipelines._account import leaf_labels, top_labels
 
 
 def plan(name: str, argv: list[str]) -> int:
@@ -50,7 +50,7 @@ def describe(job: _job.Job, p: beam.Pipeline, delivery: Delivery) -> dict[str, A
         "max_rejected_ratio": job.options.max_rejected_ratio,
         "schemas": schemas,
         "contract": job.module.contract_of(job.options).summary() if hasattr(job.module, "contract_of") else [],
-        "graph": top_labels(p),
+        "graph": top_labels(leaf_labels(p)),
     }
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from apache_beam.io.filesystems import FileSystems
+
 from tiebeam import __version__
 from tiebeam.pipelines import _retail_customers as customers
 from tiebeam.pipelines import _retail_sales as sales
@@ -39,11 +41,10 @@ _NAVIGATION = {
 def letters(store: str, run_id: str) -> list[dict[str, Any]]:
     """The rejected rows of a run, in order of position, `original` as bytes."""
     found = []
-    for path in sorted(Path(store).glob("*.jsonl")):
-        for line in path.read_bytes().splitlines():
-            row = json.loads(line)
-            if row["run_id"] == run_id:
-                found.append({**row, "original": base64.b64decode(row["original"] or "")})
+    for match in FileSystems.match([FileSystems.join(store, "*.jsonl")])[0].metadata_list:
+        with FileSystems.open(match.path) as file:
+            rows = [json.loads(line) for line in file.read().splitlines()]
+        found += [{**row, "original": base64.b64decode(row["original"] or "")} for row in rows if row["run_id"] == run_id]
     return sorted(found, key=lambda row: _place(row["row_position"] or ""))
 
 

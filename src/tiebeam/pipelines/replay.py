@@ -99,7 +99,7 @@ class _DecodeFn(BatchFn):
 def main(argv: list[str], as_json: bool) -> int:
     """Replays a store and returns the exit code."""
     path, overrides = _split(argv)
-    sink = keep_at(path)
+    sink: Any = keep_at(path)  # a sink of files, which lists and retires them besides
     plan = _open_plan(path, sink.files())
     if plan is None:
         print(json.dumps({"replayed": 0}) if as_json else f"no dead letters wait in {path}")

@@ -44,8 +44,9 @@ class Options(JobOptions):
 
     def sources(self) -> list[Source]:
         folder = _retail_data.prepare(self.input)
-        halves = [ReadFromJsonl(f"{folder}/transactions/*.jsonl"), ReadFromParquet(f"{folder}/transactions/*.parquet")]
-        return [*halves, *(ReadFromParquet(f"{folder}/{name}.parquet", positions=False) for name in _retail_data.LOOKUPS)]
+        lines = ReadFromJsonl(f"{folder}/transactions/*.jsonl").with_types(contract_of(self).schema)
+        files = ReadFromParquet(f"{folder}/transactions/*.parquet")
+        return [lines, files, *(ReadFromParquet(f"{folder}/{name}.parquet", positions=False) for name in _retail_data.LOOKUPS)]
 
     def files(self) -> list[str]:
         return [CONTRACT]

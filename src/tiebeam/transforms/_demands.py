@@ -162,8 +162,8 @@ def scalar(value: Any, type: pa.DataType) -> pa.Scalar:
         return pa.scalar(Decimal(str(value)), type)
     if family in ("date", "time", "timestamp") and isinstance(value, str):
         text = value.replace("Z", "+00:00") if family == "timestamp" else value
-        reads = {"date": datetime.date, "time": datetime.time, "timestamp": datetime.datetime}[family]
-        value = reads.fromisoformat(text)
+        reads = {"date": datetime.date.fromisoformat, "time": datetime.time.fromisoformat, "timestamp": datetime.datetime.fromisoformat}
+        value = reads[family](text)
     if family == "timestamp" and isinstance(value, datetime.datetime) and (value.tzinfo is None) != (type.tz is None):
         value = value.replace(tzinfo=datetime.UTC if type.tz else None)
     expected: Any = {"string": str, "boolean": bool, "integer": int, "number": int | float}.get(family, object)

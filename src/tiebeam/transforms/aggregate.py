@@ -53,13 +53,12 @@ class Aggregate(beam.PTransform):
     elements are in the global window, and stamped with their smallest `row_time`.
 
     Example:
-
-    >>> batch = pa.record_batch({"shop": ["a", "b", "a"], "amount": [0.1, 5.0, 0.2]})
-    >>> with beam.Pipeline(runner="FnApiRunner") as p:
-    ...     sums = p | beam.Create([batch]) | Aggregate(by=("shop",), shards=1, total=Sum("amount"), n=Count())
-    ...     _ = sums | beam.FlatMap(lambda batch: map(print, batch.to_pylist()))
-    {'shop': 'a', 'total': 0.30000000000000004, 'n': 2}
-    {'shop': 'b', 'total': 5.0, 'n': 1}
+        >>> batch = pa.record_batch({"shop": ["a", "b", "a"], "amount": [0.1, 5.0, 0.2]})
+        >>> with beam.Pipeline(runner="FnApiRunner") as p:
+        ...     sums = p | beam.Create([batch]) | Aggregate(by=("shop",), shards=1, total=Sum("amount"), n=Count())
+        ...     _ = sums | beam.FlatMap(lambda batch: map(print, batch.to_pylist()))
+        {'shop': 'a', 'total': 0.30000000000000004, 'n': 2}
+        {'shop': 'b', 'total': 5.0, 'n': 1}
     """
 
     def __init__(self, by: Iterable[str] = (), window: str | float | None = None, shards: int = SHARDS, **reducers: Reducer):
@@ -121,6 +120,9 @@ def _check_columns(aggregate: Aggregate, rows: pa.Schema) -> None:
     if missing:
         there = f"the rows have: {', '.join(rows.names)}"
         raise ConfigError(*(Problem(f"there is no column {c!r}", "Aggregate", there) for c in missing))
+    nested = [key for key in aggregate.by if pa.types.is_nested(rows.field(key).type)]
+    if nested:
+        raise ConfigError(*(Problem(f"the key {c!r} is {rows.field(c).type}", "Aggregate", "use flat columns as keys") for c in nested))
     if ROW_TIME in needed and rows.field(ROW_TIME).type not in (RESERVED[ROW_TIME], pa.null()):
         raise ConfigError(Problem(f"{ROW_TIME} is {rows.field(ROW_TIME).type}, not {RESERVED[ROW_TIME]}", "Aggregate"))
 
@@ -151,7 +153,7 @@ class _CombineFn(BatchFn):
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         for element in self._hand_on():
-            yield WindowedValue(element, MIN_TIMESTAMP, [GlobalWindow()])
+            yield WindowedValue(element, MIN_TIMESTAMP, (GlobalWindow(),))
 
     def apply(self, batch: RowBatch) -> Iterable[Letters]:
         if batch.schema != self._checked:
@@ -182,8 +184,11 @@ class _CombineFn(BatchFn):
 
     def _hand_on(self) -> Iterator[tuple[int, RowBatch]]:
         pile, self._pile = self._pile, Pile()
+        if pile.schema is None:
+            return
+        rows = pile.schema.serialize().to_pybytes()
         for part, states in pile.merge().items():
-            facts = {"part": part, "rows": pile.schema.serialize().to_pybytes()}
+            facts = {"part": part, "rows": rows}
             yield from split(one_batch(states.replace_schema_metadata(facts)), [KEY + key for key in self.keys], self.shards)
 
 
@@ -197,7 +202,7 @@ class _MergeFn(BatchFn):
     def apply(self, element: tuple[int, Iterable[RowBatch]]) -> Iterator[RowBatch]:
         pile = Pile()
         for batch in element[1]:
-            facts = batch.schema.metadata
+            facts = batch.schema.metadata  # travels with the batch: a shard knows no other
             rows = pa.ipc.read_schema(pa.py_buffer(facts[b"rows"]))
             pile.add(facts[b"part"].decode(), pa.Table.from_batches([batch.replace_schema_metadata()]), rows)
         if pile.schema is not None:
