@@ -47,7 +47,8 @@ def python(module: str, *arguments: object) -> list[str]:
 
 
 def _run(argv: list[str]) -> Cost:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+    paths = [str(ROOT / "src"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     with tempfile.TemporaryFile() as log:
         begin = perf_counter()
         process = subprocess.Popen(argv, stdout=log, stderr=log, cwd=ROOT, env=environment)
