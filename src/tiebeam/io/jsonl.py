@@ -66,6 +66,7 @@ class ReadFromJsonl(LineSource):
         self._named = pa.schema([])
         self._known: pa.Schema | None = None
         self._rows: JsonRows | None = None
+        self._seen: dict[tuple[FoundFile, ...], pa.Schema] = {}  # shared by copies: plan, contract and graph ask for the same files
 
     def check(self) -> Iterable[Problem | tuple[str, str, str]]:
         yield from super().check()
@@ -86,7 +87,7 @@ class ReadFromJsonl(LineSource):
 
     def prepared(self, found: list[FoundFile]) -> Self:
         prepared = super().prepared(found)
-        shown = self._given or (declared_schema(self.schema) if self.schema is not None else self._shown(found))
+        shown = self._given or (declared_schema(self.schema) if self.schema is not None else self._shown(tuple(found)))
         known = {field.name: field.type for field in shown} | {field.name: field.type for field in self._named}
         prepared._known = pa.schema([*known.items()])
         prepared._rows = None
@@ -97,8 +98,13 @@ class ReadFromJsonl(LineSource):
             self._rows = JsonRows(self._known if self._known is not None else pa.schema([]), self.wanted)
         return self._rows.parse(block)
 
-    def _shown(self, found: list[FoundFile]) -> pa.Schema:
+    def _shown(self, found: tuple[FoundFile, ...]) -> pa.Schema:
         """The columns that the first megabyte of the files shows."""
+        if found not in self._seen:
+            self._seen[found] = self._look(found)
+        return self._seen[found]
+
+    def _look(self, found: tuple[FoundFile, ...]) -> pa.Schema:
         kinds: dict[str, set[pa.DataType]] = {}
         left = SAMPLE_BYTES
         for line in (line for file in found for line in self._first_lines(file)):
