@@ -22,12 +22,13 @@ from hypothesis import strategies as st
 
 import tiebeam
 from support.reading import read, sort
-from tiebeam.dead_letters import claim
+from tiebeam.dead_letters import claim, letters_of_rows
 from tiebeam.errors import BadFileError, ConfigError
 from tiebeam.io._event_time import event_times
 from tiebeam.io._file_source import FilePart, FileSource
 from tiebeam.io._listing import find_files, partition_types, partition_values
 from tiebeam.io.jsonl import ReadFromJsonl, WriteToJsonl
+from tiebeam.pipelines.replay import _DecodeFn
 from tiebeam.rows import RowBatch, RowBatchCoder
 
 EXTENSIONS = (".jsonl",)
@@ -454,3 +455,10 @@ def test_typed_rows_are_decoded_as_they_were_read(tmp_path):
     again, refused = sort(source.decode([letter["original"] for letter in letters], ["p:1"], "Again"))
     assert (again, [r["reason"] for r in refused]) == ([], ["bad_event_time"])
     assert rows[0]["row_time"] == datetime(2026, 1, 2, tzinfo=UTC)
+
+
+def test_a_replay_delivers_typed_rows_once(tmp_path):
+    rows = RowBatch.from_pydict({"n": [1, 2], "row_position": ["p:0", "p:1"]})
+    letters = letters_of_rows("Check", rows, "odd", ["odd", "odd"]).batch
+    source = ReadFromTrouble(put(tmp_path, {"a.txt": "x"}))
+    assert sort(_DecodeFn("Decode", source).apply(letters))[0] == rows.to_pylist()

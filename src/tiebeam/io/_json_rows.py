@@ -113,7 +113,7 @@ class JsonRows:
             return proven
         left = np.flatnonzero(~proven)
         if len(left) > _FEW:
-            proven[left] = _values(Block.of(data).only(left), len(left)) == (filled if full else filled[left])
+            proven[left] = _values(Block.of(data).only(left), len(left)) == np.broadcast_to(filled, len(proven))[left]
         return proven
 
     def _cells(self, frame: pl.DataFrame) -> np.ndarray:

@@ -83,7 +83,7 @@ class _DecodeFn(BatchFn):
 
     def apply(self, batch: RowBatch) -> Iterator[RowBatch | Letters]:
         typed = [row for row in batch.to_pylist() if row["original_format"] == "arrow"]
-        for row in typed:
+        for row in typed if "arrow" not in self.source.formats else ():
             yield pa.ipc.open_stream(pa.py_buffer(row["original"])).read_next_batch()
         for kind in self.source.formats:
             raw = [row for row in batch.to_pylist() if row["original_format"] == kind]
