@@ -12,6 +12,7 @@ Without a `Delivery` a sink is a delivery of its own: it keeps the dead letters 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 import weakref
@@ -29,13 +30,14 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from tiebeam import __version__, dead_letters, registry
 from tiebeam.errors import ConfigError, Problem, TooManyRejectedError
-from tiebeam.rows import RowBatch, with_column
+from tiebeam.rows import ROW_POSITION, RowBatch, with_column
 from tiebeam.staging import Staged, TwoPhase, Writer
 from tiebeam.steps import NAMESPACE, ROWS_OUT, BatchFn, apply_batches, count
 
 ALREADY_PUBLISHED = "already_published"
 JOBS = "_jobs"
 PARKED = "parked"
+_DIGESTS = 1 << 62  # Beam's integers have 64 bits, signed
 
 _open: weakref.WeakKeyDictionary[beam.Pipeline, Delivery] = weakref.WeakKeyDictionary()
 
@@ -197,9 +199,38 @@ def _keep(delivery: Delivery, rejected: list[beam.PCollection], label: str = "de
 
 
 def _store(p: beam.Pipeline, label: str, store: TwoPhase, run_id: str, letters: beam.PCollection) -> beam.PCollection:
-    stage = beam.ParDo(_StageFn(f"Stage {label}", store, run_id)).with_output_types(RowBatch)
+    """Publishes letters under the run's name and their own digest: an attempt with other letters is a publication of its own."""
+    digests = letters | f"Digest {label}" >> beam.Map(_digest).with_output_types(int)
+    name = digests | f"Name {label}" >> beam.CombineGlobally(_DigestFn(run_id)).with_output_types(str)
+    stage = beam.ParDo(_StageFn(f"Stage {label}", store, run_id), pvalue.AsSingleton(name)).with_output_types(RowBatch)
     staged = dead_letters.route_nowhere(letters | f"Stage {label}" >> stage.with_outputs(dead_letters.REJECTED, main="rows"))
-    return _publish(p, f"Publish {label}", store, run_id, staged, None)
+    return _publish(p, f"Publish {label}", store, run_id, staged, None, name)
+
+
+def _digest(letters: RowBatch) -> int:
+    """A number for the letters as a set: what they are, not when they failed."""
+    columns = [letters.column(name).to_pylist() for name in ("step", "reason", ROW_POSITION, "original")]
+    sums = (hashlib.blake2b(repr(letter).encode(), digest_size=8).digest() for letter in zip(*columns, strict=True))
+    return sum(int.from_bytes(s, "big") for s in sums) % _DIGESTS
+
+
+class _DigestFn(beam.CombineFn):
+    """Adds up digests, in any order, and names the publication."""
+
+    def __init__(self, run_id: str):
+        self.run_id = run_id
+
+    def create_accumulator(self) -> int:
+        return 0
+
+    def add_input(self, total: int, digest: int) -> int:
+        return (total + digest) % _DIGESTS
+
+    def merge_accumulators(self, totals: Iterable[int]) -> int:
+        return sum(totals) % _DIGESTS
+
+    def extract_output(self, total: int) -> str:
+        return f"{self.run_id}-{total:016x}"
 
 
 class _Attempts(beam.PTransform):
@@ -246,9 +277,9 @@ class _StageFn(BatchFn):
     def start_bundle(self) -> None:
         self.teardown()  # what a failed bundle left open must not become part of this one
 
-    def apply(self, batch: RowBatch) -> Iterable[dead_letters.Letters]:
+    def apply(self, batch: RowBatch, name: str | None = None) -> Iterable[dead_letters.Letters]:
         if self._writer is None:
-            self._writer = self.sink.writer(self.run_id)
+            self._writer = self.sink.writer(name or self.run_id)
         try:
             yield from self._writer.write(batch) or ()
         except BaseException:
@@ -276,11 +307,18 @@ class _StageFn(BatchFn):
 
 
 def _publish(
-    p: beam.Pipeline, label: str, sink: TwoPhase, run_id: str, staged: beam.PCollection, gate: beam.PCollection | None
+    p: beam.Pipeline,
+    label: str,
+    sink: TwoPhase,
+    run_id: str,
+    staged: beam.PCollection,
+    gate: beam.PCollection | None,
+    name: beam.PCollection | None = None,
 ) -> beam.PCollection:
     begin = p | f"{label}: begin" >> beam.Create([0])
-    waits = [pvalue.AsIter(gate)] if gate is not None else []
-    return begin | label >> beam.ParDo(_PublishFn(sink, run_id), pvalue.AsIter(staged), *waits).with_output_types(int)
+    sides: dict[str, Any] = {"gate": pvalue.AsIter(gate)} if gate is not None else {}
+    sides |= {"name": pvalue.AsSingleton(name)} if name is not None else {}
+    return begin | label >> beam.ParDo(_PublishFn(sink, run_id), pvalue.AsIter(staged), **sides).with_output_types(int)
 
 
 class _PublishFn(beam.DoFn):
@@ -290,10 +328,10 @@ class _PublishFn(beam.DoFn):
         self.sink = sink
         self.run_id = run_id
 
-    def process(self, _: int, staged: Iterable[RowBatch], gate: Iterable[int] = ()) -> Iterator[int]:
+    def process(self, _, staged, gate=(), name=None):
         list(gate)
         pieces = Staged.unpack(staged)
-        if (pieces or self.sink.mode == "replace") and not self.sink.publish(self.run_id, pieces):
+        if (pieces or self.sink.mode == "replace") and not self.sink.publish(name or self.run_id, pieces):
             Metrics.counter(NAMESPACE, ALREADY_PUBLISHED).inc()
         yield sum(s.rows for s in pieces)
 
@@ -309,7 +347,7 @@ class _StampFn(BatchFn):
 
     def apply(self, batch: RowBatch) -> Iterable[RowBatch]:
         n = batch.num_rows
-        prior = [self.prior_attempts.get(position, 0) for position in batch.column("row_position").to_pylist()]
+        prior = [self.prior_attempts.get(position, 0) for position in batch.column(ROW_POSITION).to_pylist()]
         batch = with_column(batch, "attempt", pa.array([p + 1 for p in prior], pa.int32()))
         for column, value in (("pipeline", self.name), ("pipeline_version", __version__), ("run_id", self.run_id)):
             batch = with_column(batch, column, pa.array([value] * n, pa.string()))

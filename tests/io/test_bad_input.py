@@ -47,6 +47,13 @@ def test_invalid_utf8(kind, tmp_path):
     assert seen(made(kind, tmp_path, b"\n".join(lines))) == (["a", "é"], [("invalid_utf8", lines[1])])
 
 
+def test_invalid_utf8_in_a_large_block(kind, tmp_path):
+    long = "é".encode() * 200_000
+    lines = lines_of(kind, *[b"\xff" if i % 50 == 7 else b"\xc3\xa9" * 500 for i in range(400)], long, b"x\xff", long + b"\xff")
+    rows, letters = seen(made(kind, tmp_path, b"\n".join(lines)))
+    assert (len(rows), [original for _, original in letters]) == (393, [*lines[7:400:50], *lines[401:]])
+
+
 def test_nul(kind, tmp_path):
     lines = lines_of(kind, b"a", b"b\0", b"c")
     assert seen(made(kind, tmp_path, b"\n".join(lines))) == (["a", "c"], [("malformed", lines[1])])

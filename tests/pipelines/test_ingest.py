@@ -145,7 +145,7 @@ def test_a_killed_run_leaves_the_table_as_it_was(folder, sent):
         "import os, sys\n"
         "from tiebeam import cli, delivery\n"
         "publish = delivery._PublishFn.process\n"
-        f"def kill(self, *a): os.kill(os.getpid(), {int(sent)}); yield 0\n"
+        f"def kill(self, *a, **k): os.kill(os.getpid(), {int(sent)}); yield 0\n"
         "delivery._PublishFn.process = kill\n"
         "sys.exit(cli.main(sys.argv[1:]))\n"
     )

@@ -73,7 +73,7 @@ class CsvRows:
             yield Refused(list(why), [reason for reason, _ in why.values()], [detail for _, detail in why.values()])
 
     def _troubles(self, block: Block) -> Iterator[tuple[np.ndarray, str, str]]:
-        yield block.lines_at(not_utf8(block.data)), "invalid_utf8", "the row holds bytes that are not UTF-8"
+        yield block.lines_at(not_utf8(block)), "invalid_utf8", "the row holds bytes that are not UTF-8"
         yield block.lines_at(block.controls[block.bytes[block.controls] == 0]), "malformed", "the row holds a NUL byte"
         quotes = _Quotes(block, self.dialect)
         yield quotes.misplaced(), "bare_quote", "a quote stands where no field begins or ends, or a quoted field does not end"

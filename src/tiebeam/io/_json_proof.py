@@ -22,28 +22,32 @@ tried line by line with the colons behind quotes alone; a line in which a blank 
 from __future__ import annotations
 
 import codecs
+import itertools
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from tiebeam.io._lines import where_byte
+from tiebeam.io._lines import Block, where_byte
 
 QUOTE, COLON, BACKSLASH, BLANK, BRACE, CLOSE, COMMA, RETURN, SMALL_N = 34, 58, 92, 32, 123, 125, 44, 13, 110
-_SCAN = 1 << 17
+_PIECE_BYTES = 1 << 17  # looked at in one go, so that what is computed on the way stays in the processor's cache
 _LONGEST_BLANK = 16  # a longer run of blanks before a colon is taken for one behind a key
 
 
-def odd_lines(data: bytes, starts: np.ndarray, ends: np.ndarray, controls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Masks of the lines that must be judged one by one before parsing, and of the blank ones."""
-    view = np.frombuffer(data, np.uint8)
+def odd_lines(block: Block, wary: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Masks of the lines that must be judged one by one before parsing, and of the blank ones; `wary` also looks for NaN and Infinity."""
+    view, starts, ends = block.bytes, block.starts, block.ends
+    first = np.minimum(starts, len(view) - 1)
     last = np.maximum(ends - 1, 0)
-    last = np.maximum(last - (view[last] == RETURN), 0)
-    blank = (ends == starts) | ((ends == starts + 1) & (view[np.minimum(starts, len(view) - 1)] == RETURN))
-    odd = (view[np.minimum(starts, len(view) - 1)] != BRACE) | (view[last] != CLOSE) | (view[np.maximum(last - 1, 0)] == COMMA)
-    for positions in (_stray(view, controls), _halves(data, view), not_utf8(data)):
-        if len(positions):
-            odd[np.searchsorted(ends, positions)] = True
+    blank = ends == starts
+    if len(block.controls):
+        last = np.maximum(last - (view[last] == RETURN), 0)
+        blank |= (ends == starts + 1) & (view[first] == RETURN)
+    odd = (view[first] != BRACE) | (view[last] != CLOSE) | (view[np.maximum(last - 1, 0)] == COMMA)
+    places = [_stray(view, block.controls), _halves(block.data, view), not_utf8(block)]
+    for positions in (*places, _no_numbers(view)) if wary else places:
+        odd[block.lines_at(positions)] = True
     return odd & ~blank, blank
 
 
@@ -61,8 +65,6 @@ def _halves(data: bytes, view: np.ndarray) -> np.ndarray:
         return np.empty(0, np.int64)
     at = where_byte(view[:-4], BACKSLASH)
     at = at[(view[at + 1] == 117) & (view[at + 2] | 32 == 100)]
-    if not len(at):
-        return at
     digit = view[at + 3] | 32
     high = at[np.isin(digit, np.frombuffer(b"89ab", np.uint8))]
     low = at[np.isin(digit, np.frombuffer(b"cdef", np.uint8))]
@@ -70,76 +72,101 @@ def _halves(data: bytes, view: np.ndarray) -> np.ndarray:
     return np.concatenate([high[~np.isin(high + 6, low)], low[~np.isin(low - 6, high)], doubtful])
 
 
-def not_utf8(data: bytes) -> np.ndarray:
+def not_utf8(block: Block) -> np.ndarray:
     """Where bytes stand that are not UTF-8."""
-    if data.isascii():
+    if block.data.isascii():
         return np.empty(0, np.int64)
-    offsets = pa.py_buffer(np.array([0, len(data)], np.int64))
+    whole = pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), 1, [None, pa.py_buffer(np.array([0, len(block.data)], np.int64)), pa.py_buffer(block.data)]
+    )
+    if _is_utf8(whole):
+        return np.empty(0, np.int64)
+    found: list[int] = []
+
+    def note(error: Any) -> tuple[str, int]:
+        found.append(error.start)
+        return "", error.end
+
+    codecs.register_error("tiebeam.note", note)
+    lines = np.unique(np.searchsorted(block.starts, np.arange(_PIECE_BYTES, len(block.data), _PIECE_BYTES)))
+    positions: list[int] = []
+    for start, stop in itertools.pairwise([0, *block.starts[lines[lines < len(block.starts)]].tolist(), len(block.data)]):
+        found.clear()
+        codecs.decode(memoryview(block.data)[start:stop], "utf-8", "tiebeam.note")
+        positions += [start + at for at in found]
+    return np.array(positions)
+
+
+def _is_utf8(values: pa.Array) -> bool:
     try:
-        pa.LargeStringArray.from_buffers(1, offsets, pa.py_buffer(data)).validate(full=True)
-        return np.empty(0, np.int64)
+        pa.LargeStringArray.from_buffers(len(values), *values.buffers()[1:]).validate(full=True)
     except pa.ArrowInvalid:
-        found: list[int] = []
-
-        def note(error: Any) -> tuple[str, int]:
-            found.append(error.start)
-            return "", error.end
-
-        codecs.register_error("tiebeam.note", note)
-        codecs.decode(data, "utf-8", "tiebeam.note")
-        return np.array(found)
+        return False
+    return True
 
 
-def count_keys(data: bytes) -> int:
-    """Counts C (escaped ones left out) over a block."""
+def _no_numbers(view: np.ndarray) -> np.ndarray:
+    """Where NaN or Infinity stands where a value may."""
+    found = []
+    for begin, second in ((b"N", b"a"), (b"I", b"n")):
+        at = where_byte(view[:-1], begin[0])
+        found.append(at[(view[at + 1] == second[0]) & np.isin(view[np.maximum(at - 1, 0)], np.frombuffer(b":, [-\t", np.uint8))])
+    return np.concatenate(found)
+
+
+def proven_lines(data: bytes, tails: np.ndarray, cells: np.ndarray | int) -> np.ndarray | None:
+    """Which lines hold no key with a value that fills no cell; None when all do. `cells` fills each line, or one number all."""
     view = np.frombuffer(data, np.uint8)
-    colons = 0
-    size = min(_SCAN, len(view))
-    is_colon, is_behind = np.empty(size, bool), np.empty(size, bool)
-    for at in range(0, len(view) - 1, _SCAN):
-        piece = view[at : at + _SCAN + 1]
-        n = len(piece) - 1
-        colon = np.equal(piece[1:], COLON, out=is_colon[:n])
-        behind = np.less_equal(piece[:-1], QUOTE, out=is_behind[:n])  # quote, blank, tab; and ! which does no harm
-        colons += int(np.count_nonzero(np.logical_and(colon, behind, out=behind)))
-    return colons - len(_escaped(data, view))
+    escapes = b"\\" in data
+    size = max(1, len(tails) * _PIECE_BYTES // len(data))
+    proven = None
+    for first in range(0, len(tails), size):
+        rows = slice(first, first + size)
+        start, stop = tails[first - 1] if first else 0, tails[rows][-1]
+        piece = view[start:stop]
+        filled = len(tails[rows]) * cells if isinstance(cells, int) else int(cells[rows].sum())
+        keys = _count_keys(piece, escapes)
+        if keys != filled and keys - _count_nulls(piece, escapes) != filled:
+            proven = np.ones(len(tails), bool) if proven is None else proven
+            counts, spaced = _keys_less_nulls(piece, tails[rows] - start, escapes)
+            proven[rows] = (counts == (cells if isinstance(cells, int) else cells[rows])) & ~spaced
+    return proven
 
 
-def count_nulls(data: bytes) -> int:
-    """Counts E (escaped ones left out) over a block."""
-    view = np.frombuffer(data + b"\n\n", np.uint8)
-    nulls = 0
-    for at in range(0, len(data) - 3, _SCAN):
-        p = view[at : at + _SCAN + 3]
-        key = (p[:-3] == QUOTE) & (p[1:-2] == COLON)
-        nulls += int(np.count_nonzero(key & ((p[2:-1] == SMALL_N) | ((p[2:-1] == BLANK) & (p[3:] == SMALL_N)))))
-    escaped = _escaped(data, view) + 1
-    return nulls - int(np.count_nonzero(_is_null(view, escaped)))
+def _count_keys(view: np.ndarray, escapes: bool) -> int:
+    """Counts C, escaped ones left out."""
+    colon, behind = view[1:] == COLON, view[:-1] <= QUOTE  # quote, blank, tab; and ! which does no harm
+    return int(np.count_nonzero(np.logical_and(colon, behind, out=behind))) - len(_escaped(view, escapes))
+
+
+def _count_nulls(view: np.ndarray, escapes: bool) -> int:
+    """Counts E, escaped ones left out."""
+    key = (view[:-3] == QUOTE) & (view[1:-2] == COLON)
+    nulls = np.count_nonzero(key & ((view[2:-1] == SMALL_N) | ((view[2:-1] == BLANK) & (view[3:] == SMALL_N))))
+    return int(nulls - np.count_nonzero(_is_null(view, _escaped(view, escapes) + 1)))
 
 
 def _is_null(view: np.ndarray, quotes: np.ndarray) -> np.ndarray:
     last = len(view) - 1
     after = view[np.minimum(quotes + 2, last)]
-    return (after == SMALL_N) | ((after == BLANK) & (view[np.minimum(quotes + 3, last)] == SMALL_N))
+    return (quotes < last - 2) & ((after == SMALL_N) | ((after == BLANK) & (view[np.minimum(quotes + 3, last)] == SMALL_N)))
 
 
-def _escaped(data: bytes, view: np.ndarray) -> np.ndarray:
+def _escaped(view: np.ndarray, escapes: bool) -> np.ndarray:
     """Where the backslash of `\\":` stands, when no backslash stands before it."""
-    if b"\\" not in data:
+    if not escapes:
         return np.empty(0, np.int64)
-    at = where_byte(view[: len(data) - 2], BACKSLASH)
+    at = where_byte(view[:-2], BACKSLASH)
     at = at[(view[at + 1] == QUOTE) & (view[at + 2] == COLON)]
     return at[view[np.maximum(at - 1, 0)] != BACKSLASH]
 
 
-def keys_less_nulls(data: bytes) -> tuple[np.ndarray, np.ndarray]:
+def _keys_less_nulls(view: np.ndarray, tails: np.ndarray, escapes: bool) -> tuple[np.ndarray, np.ndarray]:
     """C - E of each line, and a mask of lines where a blank may stand between a key and its colon."""
-    view = np.frombuffer(data, np.uint8)
-    tails = np.append(where_byte(view, 10) + 1, [] if data.endswith(b"\n") else [len(data)]).astype(np.int64)
     colons = where_byte(view, COLON)
     colons = colons[colons > 0]
     before = view[colons - 1]
-    keys = np.setdiff1d(colons[before == QUOTE] - 1, _escaped(data, view) + 1, assume_unique=True)
+    keys = np.setdiff1d(colons[before == QUOTE] - 1, _escaped(view, escapes) + 1, assume_unique=True)
     counts = _per_line(keys, tails) - _per_line(keys[_is_null(view, keys)], tails)
     at = colons[before <= BLANK] - 1
     for _ in range(_LONGEST_BLANK):

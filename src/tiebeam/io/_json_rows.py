@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from tiebeam.io._event_time import where_possible
 from tiebeam.io._json_exact import BadLineError, Judged, judge
-from tiebeam.io._json_proof import cells, count_keys, count_nulls, keys_less_nulls, odd_lines
+from tiebeam.io._json_proof import cells, odd_lines, proven_lines
 from tiebeam.io._lines import Block, Parsed, Refused
 from tiebeam.io._text_types import from_text
 
@@ -40,12 +40,13 @@ class JsonRows:
         self.types = {field.name: field.type for field in schema}
         self.columns = columns
         self.learnt: list[str] = []
+        self.wary = False
         self.nested = any(pa.types.is_nested(kind) for kind in self.types.values())
         self.lists = any(_has_list(kind) for kind in self.types.values())
         self.decimals = any(pa.types.is_decimal(kind) for kind in self.types.values())
 
     def parse(self, block: Block) -> Iterator[Parsed | Refused]:
-        odd, blank = odd_lines(block.data, block.starts, block.ends, block.controls)
+        odd, blank = odd_lines(block, self.wary)
         if self.decimals:
             odd |= self._long_numbers(block) & ~blank
         doubtful = np.flatnonzero(odd)
@@ -70,7 +71,7 @@ class JsonRows:
         if frame is None or frame.height != len(lines):
             yield from self._broken(block, data, lines, refused, checked)
             return
-        proven = self._proven(frame, data)
+        proven = self._proven(frame, data, np.minimum(np.cumsum(block.ends[lines] - block.starts[lines] + 1), len(data)))
         if proven is None:
             yield from self._by_extra(frame, lines)
             return
@@ -85,6 +86,7 @@ class JsonRows:
         if len(lines) <= 8:
             yield from self._one_by_one(block, lines, refused)
             return
+        self.wary = True
         bad = np.zeros(len(lines), bool) if checked else _malformed(data, len(lines))
         if bad.any():
             yield from self._one_by_one(block, lines[bad], refused)
@@ -102,18 +104,16 @@ class JsonRows:
             return None
         return frame.rechunk()
 
-    def _proven(self, frame: pl.DataFrame, data: bytes) -> np.ndarray | None:
+    def _proven(self, frame: pl.DataFrame, data: bytes, tails: np.ndarray) -> np.ndarray | None:
         """A mask of the lines of which nothing was passed over; None when that holds for all."""
-        filled = frame.height * frame.width - sum(frame.null_count().row(0)) if not self.nested else int(self._cells(frame).sum())
-        keys = count_keys(data)
-        if keys == filled or keys - count_nulls(data) == filled:
-            return None
-        per_row = self._cells(frame)
-        counts, spaced = keys_less_nulls(data)
-        proven = (counts == per_row) & ~spaced
+        full = not self.nested and not any(frame.null_count().row(0))
+        filled = self._cells(frame) if not full else frame.width
+        proven = proven_lines(data, tails, filled)
+        if proven is None or self.nested:
+            return proven
         left = np.flatnonzero(~proven)
-        if len(left) > _FEW and not self.nested:
-            proven[left] = _values(Block.of(data).only(left), len(left)) == per_row[left]
+        if len(left) > _FEW:
+            proven[left] = _values(Block.of(data).only(left), len(left)) == (filled if full else filled[left])
         return proven
 
     def _cells(self, frame: pl.DataFrame) -> np.ndarray:
@@ -260,10 +260,13 @@ def _converted(raw: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def _malformed(data: bytes, count: int) -> np.ndarray:
-    """Lines that DuckDB's parser refuses, or that have what it takes and JSON does not know."""
-    query = r"SELECT NOT json_valid(line) OR regexp_matches(line, '[:,\[]\s*-?(NaN|Inf)|,\s*[}\]]|[0-9][eE]\+?[0-9]{3}') AS bad FROM lines"
-    found = _ask(query, data, count)
-    return np.zeros(count, bool) if found is None else found["bad"].astype(bool)
+    """Lines that DuckDB's parser refuses; or, when it refuses none, that have what it takes and JSON does not know."""
+    bad = np.zeros(count, bool)
+    for refused in ("NOT json_valid(line)", r"regexp_matches(line, '[:,\[]\s*-?(NaN|Inf)|,\s*[}\]]|[0-9][eE]\+?[0-9]{3}')"):
+        found = _ask(f"SELECT {refused} AS bad FROM lines", data, count)
+        if found is not None and (bad := found["bad"].astype(bool)).any():
+            break
+    return bad
 
 
 def _values(data: bytes, count: int) -> np.ndarray:

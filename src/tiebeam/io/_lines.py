@@ -88,6 +88,8 @@ class Block:
 
     def lines_at(self, positions: np.ndarray) -> np.ndarray:
         """The lines in which some bytes stand."""
+        if not len(positions):
+            return np.empty(0, np.int64)
         lines = np.unique(self.lines_of(positions))
         return lines[lines >= 0]
 

@@ -100,7 +100,7 @@ def account(outcome: Outcome, result: Any, graph: list[str], accepts: str | None
     sinks = {leaf.split("/")[0] for leaf in leaves if leaf not in of_delivery and "/Stage/" in f"{leaf}/"}
     accepting = [accepts] if accepts else [label for label in outcome.counts if label in sinks]
     outcome.accepted = sum(outcome.counts.get(label, {}).get(steps.ROWS_OUT, 0) for label in accepting)
-    outcome.published = not any(ALREADY_PUBLISHED in c for c in of_delivery.values())
+    outcome.published = not any(ALREADY_PUBLISHED in c for leaf, c in of_delivery.items() if "dead letters" not in leaf)
 
 
 def _merged(leaves: list[dict[str, int]]) -> dict[str, int]:

@@ -154,7 +154,9 @@ def _close_plan(path: str, plan_id: str) -> None:
 
 
 def _read(files: Iterable[str]) -> Store:
+    """Reads letters, each once: an attempt that failed after it kept its letters, and was run again, left them twice."""
     store = Store({}, [])
+    seen: set[tuple[Any, ...]] = set()
     for path in files:
         if not FileSystems.exists(path):  # retired by a replay that died before it closed its plan
             continue
@@ -164,7 +166,8 @@ def _read(files: Iterable[str]) -> Store:
                 letter = _letter(line)
                 if letter is None:
                     store.broken.append((f"{path}:{offset}", line))
-                else:
+                elif (same := tuple(letter[name] for name in ("run_id", "step", ROW_POSITION, "original", "attempt"))) not in seen:
+                    seen.add(same)
                     store.letters.setdefault(f"{letter['pipeline']}\n{letter['run_id']}", []).append(letter)
                 offset += len(line)
     return store
