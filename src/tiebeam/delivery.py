@@ -128,7 +128,7 @@ class _Deliver(beam.PTransform):
     def expand(self, inputs: dict[str, beam.PCollection]) -> beam.PCollection:
         gate = _keep(self.delivery, self.rejected)
         for label, sink, staged in self.delivery.sinks.values():
-            _publish(self.delivery.pipeline, f"Publish {label}", sink, self.delivery.run_id, staged, gate)
+            _publish(self.delivery.pipeline, f"Publish {label}", sink, self.delivery.run_id, staged, gate=pvalue.AsIter(gate))
         return gate
 
 
@@ -161,7 +161,7 @@ def deliver(sink: TwoPhase, rows: beam.PCollection) -> beam.PCollection:
         delivery = Delivery(rows.pipeline, beside(sink.location()))
         staged = _stage(sink, rows, label, delivery.run_id)
         gate = _keep(delivery, dead_letters.claim(rows.pipeline, upstream_of=staged), f"dead letters of {label}")
-        _publish(rows.pipeline, f"Publish {label}", sink, delivery.run_id, staged, gate)
+        _publish(rows.pipeline, f"Publish {label}", sink, delivery.run_id, staged, gate=pvalue.AsIter(gate))
         return staged
     if sink.location() in delivery.sinks:
         raise ConfigError(Problem(f"two sinks write to {sink.location()}", label, "flatten their rows into one sink"))
@@ -204,7 +204,7 @@ def _store(p: beam.Pipeline, label: str, store: TwoPhase, run_id: str, letters: 
     name = digests | f"Name {label}" >> beam.CombineGlobally(_DigestFn(run_id)).with_output_types(str)
     stage = beam.ParDo(_StageFn(f"Stage {label}", store, run_id), pvalue.AsSingleton(name)).with_output_types(RowBatch)
     staged = dead_letters.route_nowhere(letters | f"Stage {label}" >> stage.with_outputs(dead_letters.REJECTED, main="rows"))
-    return _publish(p, f"Publish {label}", store, run_id, staged, None, name)
+    return _publish(p, f"Publish {label}", store, run_id, staged, name=pvalue.AsSingleton(name))
 
 
 def _digest(letters: RowBatch) -> int:
@@ -306,18 +306,8 @@ class _StageFn(BatchFn):
             self._writer = None
 
 
-def _publish(
-    p: beam.Pipeline,
-    label: str,
-    sink: TwoPhase,
-    run_id: str,
-    staged: beam.PCollection,
-    gate: beam.PCollection | None,
-    name: beam.PCollection | None = None,
-) -> beam.PCollection:
+def _publish(p: beam.Pipeline, label: str, sink: TwoPhase, run_id: str, staged: beam.PCollection, **sides: Any) -> beam.PCollection:
     begin = p | f"{label}: begin" >> beam.Create([0])
-    sides: dict[str, Any] = {"gate": pvalue.AsIter(gate)} if gate is not None else {}
-    sides |= {"name": pvalue.AsSingleton(name)} if name is not None else {}
     return begin | label >> beam.ParDo(_PublishFn(sink, run_id), pvalue.AsIter(staged), **sides).with_output_types(int)
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import itertools
 import posixpath
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -29,6 +31,7 @@ from tiebeam.rows import ROW_POSITION, ROW_TIME, RowBatch, with_column
 
 NEWLINE = 10
 BOM = b"\xef\xbb\xbf"
+PARSED_AHEAD = 2
 KEPT_BYTES = 65_536
 """How much is kept of a row longer than `max_row_bytes`."""
 
@@ -187,11 +190,28 @@ class LineSource(FileSource):
         return COMPRESSED.get(posixpath.splitext(path.lower())[1], "none") if self.compression == "auto" else self.compression
 
     def read_part(self, part: FilePart) -> Iterator[RowBatch | Letters]:
-        for piece in self.pieces(part):
-            if isinstance(piece, TooLong):
-                yield self._too_long([piece.kept], [piece.length], [f"{part.path}:{piece.offset}"], part.path, self.label)
-            else:
-                yield from self._rows_of(piece, self.label)
+        """Parses ahead in threads, since the engines below leave the interpreter's lock; delivers in the order of the file."""
+        pieces, broken = self.pieces(part), None
+        with ThreadPoolExecutor(PARSED_AHEAD) as pool:
+            ahead: deque[Future[list[RowBatch | Letters]]] = deque()
+            while broken is None:
+                try:
+                    ahead.append(pool.submit(self._read_piece, next(pieces), part.path))
+                except StopIteration:
+                    break
+                except Exception as e:
+                    broken = e
+                if len(ahead) > PARSED_AHEAD:
+                    yield from ahead.popleft().result()
+            while ahead:
+                yield from ahead.popleft().result()
+        if broken is not None:
+            raise broken
+
+    def _read_piece(self, piece: Block | TooLong, path: str) -> list[RowBatch | Letters]:
+        if isinstance(piece, TooLong):
+            return [self._too_long([piece.kept], [piece.length], [f"{path}:{piece.offset}"], path, self.label)]
+        return list(self._rows_of(piece, self.label))
 
     def pieces(self, part: FilePart) -> Iterator[Block | TooLong]:
         """The lines that start in a part; raises BadFileError where a file breaks off, once the lines before are delivered."""

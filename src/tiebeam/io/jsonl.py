@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import io
+import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, ClassVar, Self
 
@@ -65,7 +66,7 @@ class ReadFromJsonl(LineSource):
         super().__post_init__()
         self._named = pa.schema([])
         self._known: pa.Schema | None = None
-        self._rows: JsonRows | None = None
+        self._rows: dict[int, JsonRows] = {}
         self._seen: dict[tuple[FoundFile, ...], pa.Schema] = {}  # shared by copies: plan, contract and graph ask for the same files
 
     def check(self) -> Iterable[Problem | tuple[str, str, str]]:
@@ -82,7 +83,7 @@ class ReadFromJsonl(LineSource):
         types = plain(schema)
         refuse_unsupported(types)
         typed = copy.copy(self)
-        typed._named, typed._rows, typed.is_prepared = types, None, False
+        typed._named, typed._rows, typed.is_prepared = types, {}, False
         return typed
 
     def prepared(self, found: list[FoundFile]) -> Self:
@@ -90,13 +91,14 @@ class ReadFromJsonl(LineSource):
         shown = self._given or (declared_schema(self.schema) if self.schema is not None else self._shown(tuple(found)))
         known = {field.name: field.type for field in shown} | {field.name: field.type for field in self._named}
         prepared._known = pa.schema([*known.items()])
-        prepared._rows = None
+        prepared._rows = {}
         return prepared
 
     def parse(self, block: Block) -> Iterator[Parsed | Refused]:
-        if self._rows is None or self._rows.columns != self.wanted:
-            self._rows = JsonRows(self._known if self._known is not None else pa.schema([]), self.wanted)
-        return self._rows.parse(block)
+        own = threading.get_ident()  # what one thread learns of a file is not for another in the middle of a block
+        if own not in self._rows or self._rows[own].columns != self.wanted:
+            self._rows[own] = JsonRows(self._known if self._known is not None else pa.schema([]), self.wanted)
+        return self._rows[own].parse(block)
 
     def _shown(self, found: tuple[FoundFile, ...]) -> pa.Schema:
         """The columns that the first megabyte of the files shows."""
