@@ -92,6 +92,13 @@ def test_a_missing_input_is_told_before_anything_moves(folder, capsys):
     assert not (folder / "out").exists()
 
 
+def test_a_place_for_dead_letters_that_cannot_be_written_is_told_before_anything_moves(folder, capsys):
+    (folder / "rejected").write_text("a file, where a folder is wanted")
+    assert ingest(*FROM_JSONL, "--sink=parquet", "--sink_path=out/", "--dead_letters=rejected") == 2
+    assert "rejected" in capsys.readouterr().err
+    assert not (folder / "out").exists()
+
+
 def test_too_many_rejected_publishes_dead_letters_only(folder, capsys):
     assert ingest(*FROM_JSONL, "--sink=parquet", "--sink_path=out/", "--max_rejected_ratio=0.01") == 3
     assert "2 of 102 rows read were rejected" in capsys.readouterr().err

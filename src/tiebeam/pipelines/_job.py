@@ -133,6 +133,7 @@ def assemble(job: Job, *, prior_attempts: dict[str, int] | None = None) -> tuple
     )
     with delivery:
         job.module.build(p, job.options)
+    delivery.store.ping()
     return p, delivery
 
 
