@@ -9,7 +9,9 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from support.pickling import pickled_edges
 from tiebeam import cli
+from tiebeam.pipelines import _job
 
 GOOD = [{"id": i, "shop": "ab"[i % 2], "net": i / 4} for i in range(100)]
 BAD = ['{"id": 7, "shop": "a", "net": ', '{"id": 7, "shop": "a", "id": 8, "net": 1.5}']
@@ -57,6 +59,11 @@ def test_rejected_rows_are_kept_whole_beside_the_output(folder):
     assert sorted(base64.b64decode(k["original"]).decode().strip() for k in kept) == sorted(line.strip() for line in BAD)
     assert {k["pipeline"] for k in kept} == {"ingest"} and {k["attempt"] for k in kept} == {1}
     assert all("in/rows.jsonl:" in k["row_position"] for k in kept)
+
+
+def test_no_batch_takes_the_pickle_path_on_any_edge(folder):
+    job = _job.prepare("ingest", [*FROM_JSONL, "--sink=duckdb", "--sink_path=w.duckdb", "--sink_table=t"])
+    assert pickled_edges(_job.assemble(job)[0]) == []
 
 
 def test_the_same_run_twice_changes_nothing(folder, capsys):

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support import retail_oracle
+from support.pickling import pickled_edges
 from tiebeam.errors import ConfigError
 from tiebeam.pipelines import _job, _retail_data, _retail_tables, retail
 from tiebeam.pipelines._retail_steps import frame_of, rows_of
@@ -55,6 +56,11 @@ def oracle():
 
 def letters(work: Path) -> list[dict]:
     return [json.loads(line) for file in sorted((work / "rejected").glob("*.jsonl")) for line in file.read_text().splitlines()]
+
+
+def test_no_batch_takes_the_pickle_path_on_any_edge(work, purchases):
+    p, _ = _job.assemble(_job.prepare("retail", flags(work)))
+    assert pickled_edges(p) == []
 
 
 # ---- the input
