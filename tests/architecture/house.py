@@ -1,6 +1,6 @@
 """The house rules as data: who may import whom, what may come from outside, how large things may be.
 
-`house.md` and docs/architecture.md say why. To change a rule, change it here, and say so in a decision.
+docs/architecture.md says why. To change a rule, change it here, and say so in a decision.
 """
 
 from __future__ import annotations
