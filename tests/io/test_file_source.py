@@ -26,7 +26,8 @@ from tiebeam.dead_letters import claim, letters_of_rows
 from tiebeam.errors import BadFileError, ConfigError
 from tiebeam.io._event_time import event_times
 from tiebeam.io._file_source import FilePart, FileSource
-from tiebeam.io._listing import find_files, partition_types, partition_values
+from tiebeam.io._hive import partition_of
+from tiebeam.io._listing import find_files, partition_types
 from tiebeam.io.jsonl import ReadFromJsonl, WriteToJsonl
 from tiebeam.pipelines.replay import _DecodeFn
 from tiebeam.rows import RowBatch, RowBatchCoder
@@ -157,7 +158,7 @@ def test_partition_columns_come_from_the_path(tmp_path):
 
 
 def test_partition_values_are_decoded():
-    assert partition_values("a=b%2Fc%20d/%C3%A9=x=y/=odd/f=g.jsonl") == {"a": "b/c d", "é": "x=y"}
+    assert partition_of("a=b%2Fc%20d/%C3%A9=x=y/=odd/f=g.jsonl") == {"a": "b/c d", "é": "x=y"}
 
 
 @pytest.mark.parametrize(

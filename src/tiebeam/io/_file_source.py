@@ -34,7 +34,8 @@ from tiebeam.connectors import Source
 from tiebeam.dead_letters import Letters, letters, letters_of_rows
 from tiebeam.errors import BadFileError, ConfigError, Problem, TransientError
 from tiebeam.io._event_time import UNIX, event_times
-from tiebeam.io._listing import FoundFile, find_files, local_path, partition_types, partition_values
+from tiebeam.io._hive import partition_of
+from tiebeam.io._listing import FoundFile, find_files, local_path, partition_types
 from tiebeam.options import option
 from tiebeam.rows import ROW_POSITION, ROW_TIME, RowBatch, concat, cut, timestamp_of, with_column
 from tiebeam.steps import BYTES_IN, BatchFn, apply_batches, count
@@ -174,7 +175,7 @@ class FileSource(Source):
             yield letters(step, "bad_file", [str(e)], [b""], "file", source=part.path, positions=[part.path])
 
     def _dress(self, batch: RowBatch, path: str, step: str) -> Iterator[RowBatch | Letters]:
-        given = partition_values(path) if self._partitions else {}
+        given = partition_of(path) if self._partitions else {}
         for name, kind in self._partitions.items():
             if self.wanted is None or name in self.wanted:
                 value = given.get(name)

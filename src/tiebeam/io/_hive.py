@@ -26,9 +26,9 @@ def is_hive(part: str) -> bool:
 
 
 def partition_of(name: str) -> dict[str, str | None]:
-    """The partition values in a file's relative path, as text."""
-    pairs = (part.partition("=") for part in name.split("/")[:-1])
-    return {unquote(key): None if value == NULL_PARTITION else unquote(value) for key, _, value in pairs}
+    """The partition values that the folders of a file's path give, as text."""
+    pairs = (part.partition("=") for part in name.split("/")[:-1] if "=" in part)
+    return {unquote(key): None if value == NULL_PARTITION else unquote(value) for key, _, value in pairs if key}
 
 
 @dataclass(frozen=True)

@@ -19,18 +19,17 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote
 
 import pyarrow as pa
 from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 
 from tiebeam.errors import ConfigError, Problem
+from tiebeam.io._hive import partition_of
 from tiebeam.io._manifest import committed_files
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2"}
 
-_NULL = "__HIVE_DEFAULT_PARTITION__"
 _WHOLE = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
@@ -195,17 +194,11 @@ def _nearest(path: str) -> str:
     return f"did you mean {posixpath.join(folder, near[0])}?" if near else "check the path"
 
 
-def partition_values(path: str) -> dict[str, str | None]:
-    """The values that the folders of a path give to partition columns, as text."""
-    pairs = (name.partition("=") for name in path.split("/")[:-1] if "=" in name)
-    return {unquote(k): None if v == _NULL else unquote(v) for k, _, v in pairs if k}
-
-
 def partition_types(paths: Iterable[str]) -> dict[str, pa.DataType]:
     """The partition columns of a set of files: int64 when every value is a whole number written plainly, else string."""
     values: dict[str, set[str]] = {}
     for path in paths:
-        for name, value in partition_values(path).items():
+        for name, value in partition_of(path).items():
             values.setdefault(name, set()).update([value] if value is not None else [])
     return {name: pa.int64() if seen and all(map(_is_whole, seen)) else pa.string() for name, seen in values.items()}
 
