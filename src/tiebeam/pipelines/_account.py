@@ -60,8 +60,8 @@ def progress_lines(labels: list[str], reads: tuple[str, ...], elapsed: float) ->
         counts.setdefault(step, {})[name] = amount
     sources = [c for step, c in counts.items() if (step in reads if reads else steps.ROWS_IN not in c)]
     read = sum(c.get(steps.ROWS_OUT, 0) + c.get(steps.ROWS_REJECTED, 0) for c in sources)
-    written = sum(c.get("rows_out", 0) for s, c in counts.items() if s in _staging(counts))
-    rejected = sum(c.get("rows_rejected", 0) for c in counts.values())
+    written = sum(c.get(steps.ROWS_OUT, 0) for step, c in counts.items() if step.startswith(("Write", "Store")))
+    rejected = sum(c.get(steps.ROWS_REJECTED, 0) for c in counts.values())
     speed = read / max(elapsed, 0.1)
     head = f"  {terminal.seconds(elapsed):>9}   read {read:,}   staged {written:,}   rejected {rejected:,}   {speed:,.0f} rows/s"
     order = {label: i for i, label in enumerate(labels)}
@@ -72,10 +72,6 @@ def progress_lines(labels: list[str], reads: tuple[str, ...], elapsed: float) ->
 def _step_line(step: str, counted: dict[str, int]) -> str:
     into, out, rejected = (counted.get(name, 0) for name in (steps.ROWS_IN, steps.ROWS_OUT, steps.ROWS_REJECTED))
     return f"{'':>14}{step[:38]:<38} in {into:>11,}  out {out:>11,}  rejected {rejected:>7,}"
-
-
-def _staging(counts: dict[str, dict[str, int]]) -> set[str]:
-    return {step for step in counts if step.startswith(("Write", "Store"))}
 
 
 def account(outcome: Outcome, result: Any, graph: list[str], accepts: str | None, reads: tuple[str, ...]) -> None:
@@ -108,9 +104,9 @@ def _merged(leaves: list[dict[str, int]]) -> dict[str, int]:
     merged: dict[str, int] = {}
     for leaf in leaves:
         for name, amount in leaf.items():
-            if name == "rows_rejected":
+            if name == steps.ROWS_REJECTED:
                 merged[name] = merged.get(name, 0) + amount
-            elif name == "rows_in":
+            elif name == steps.ROWS_IN:
                 merged.setdefault(name, amount)
             else:
                 merged[name] = amount
