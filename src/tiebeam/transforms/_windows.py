@@ -14,13 +14,16 @@ _UNITS = {"ms": 1_000, "s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d":
 
 def window_micros(window: str | float | None) -> tuple[int, list[Problem]]:
     """The length of a window in microseconds, 0 for none."""
-    if window is None:
-        return 0, []
-    text = f"{window}s" if isinstance(window, int | float) else str(window)
+    return (0, []) if window is None else length_micros(window, "window")
+
+
+def length_micros(length: str | float, where: str, least: int = 1) -> tuple[int, list[Problem]]:
+    """A length of time in microseconds, of at least so many; `where` names the parameter in a problem."""
+    text = f"{length}s" if isinstance(length, int | float) else str(length)
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", text)
-    micros = round(float(match[1]) * _UNITS[match[2]]) if match else 0
-    if micros < 1:
-        return 0, [Problem(f"{window!r} is not a length of time", "window", 'write "30s", "1m", "6h", "1d" or a number of seconds')]
+    micros = round(float(match[1]) * _UNITS[match[2]]) if match else -1
+    if micros < least:
+        return 0, [Problem(f"{length!r} is not a length of time", where, 'write "30s", "1m", "6h", "1d" or a number of seconds')]
     return micros, []
 
 

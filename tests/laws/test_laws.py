@@ -1,0 +1,115 @@
+"""The laws of every transform that remembers rows: one answer, however the rows come and whatever runs them."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from laws.cases import Case, cases
+from support import folding, matrix
+from tiebeam.rows import ROW_TIME, RowBatch
+from tiebeam.transforms._keyed import Keyed
+
+CASES = [pytest.param(case, id=case.name) for case in cases()]
+every_case = pytest.mark.parametrize("case", CASES)
+seeds = st.integers(0, 1 << 30)
+few = settings(max_examples=15, deadline=None, derandomize=True)
+
+
+def rows_of(case: Case, seed: int, size: int) -> matrix.Inputs:
+    return case.inputs(np.random.default_rng(seed), size)
+
+
+def mixed(inputs: matrix.Inputs, seed: int) -> matrix.Inputs:
+    """The same rows in another order, in batches of other sizes."""
+    if isinstance(inputs, dict):
+        return {name: mixed(batches, seed) for name, batches in inputs.items()}
+    chance, found = random.Random(seed), []
+    for batch in inputs:
+        order = list(range(batch.num_rows))
+        chance.shuffle(order)
+        while order:
+            size = chance.randint(1, len(order))
+            found.append(batch.take(pa.array(order[:size])))
+            order = order[size:]
+    chance.shuffle(found)
+    return found
+
+
+def folds(case: Case) -> Keyed:
+    transform = case.make()
+    if not isinstance(transform, Keyed):
+        pytest.skip("is made of several steps; its runs are held to the laws below")
+    return transform
+
+
+@every_case
+@few
+@given(seed=seeds, size=st.integers(1, 60))
+def test_at_once_is_what_the_oracle_says(case, seed, size):
+    inputs = rows_of(case, seed, size)
+    assert folding.at_once(folds(case).fold, inputs) == matrix.canonical(case.expected(inputs))
+
+
+@every_case
+@few
+@given(seed=seeds, size=st.integers(1, 60))
+def test_tick_by_tick_is_at_once(case, seed, size):
+    """In any order and any cut; and when the time is over nothing is left."""
+    inputs, keyed = rows_of(case, seed, size), folds(case)
+    rows, left = folding.tick_by_tick(keyed.fold, inputs, keyed.tick, seed)
+    assert rows == folding.at_once(keyed.fold, inputs)
+    assert not (case.forgets and left), {name: batch.to_pylist() for name, batch in left.items()}
+
+
+@every_case
+@pytest.mark.parametrize("seed", range(2))
+def test_a_batch_gives_the_answer(case, seed):
+    inputs = rows_of(case, seed, 300)
+    assert matrix.in_batch(case.make(), mixed(inputs, seed)) == (matrix.canonical(case.expected(inputs)), [])
+
+
+@every_case
+def test_a_bundle_that_runs_three_times_changes_nothing(case):
+    inputs = rows_of(case, 5, 200)
+    flags = ["--runner=FnApiRunner", "--direct_runner_bundle_repeat=2"]
+    assert matrix.in_batch(case.make(), mixed(inputs, 5), *flags) == (matrix.canonical(case.expected(inputs)), [])
+
+
+@every_case
+@pytest.mark.parametrize("seed", range(2))
+def test_a_stream_gives_the_answer(case, prism, seed):
+    inputs, disorder = rows_of(case, seed, 300), 3 * getattr(case.make(), "tick", 10_000_000)
+    rows, letters = matrix.in_ticks(case.make(), inputs, prism.flags(), disorder=disorder, seed=seed)
+    assert letters == []
+    assert rows == matrix.canonical(case.expected(inputs))
+
+
+@every_case
+def test_no_rows_give_no_rows(case):
+    empty = rows_of(case, 1, 1)
+    none = {name: [] for name in empty} if isinstance(empty, dict) else []
+    assert matrix.in_batch(case.make(), none) == ([], [])
+
+
+@every_case
+def test_rows_without_a_time_are_kept(case, prism):
+    """A null time, and one that not every engine can tell, cost that row alone: it is a dead letter with its reason."""
+    given = rows_of(case, 3, 40)
+    first = next(iter(given)) if isinstance(given, dict) else None
+    batches = given[first] if first is not None else given
+    odd = [timed(batches[0].slice(0, 1), None), timed(batches[0].slice(0, 1), (1 << 62))]
+    more = [*batches, *odd]
+    rows, letters = matrix.in_batch(case.make(), {**given, first: more} if first is not None else more)
+    assert rows == matrix.canonical(case.expected(given))
+    assert sorted(letter["reason"] for letter in letters) == ["no_event_time", "time_out_of_range"]
+
+
+def timed(batch: RowBatch, micros: int | None) -> RowBatch:
+    column = pa.array([micros] * batch.num_rows, pa.int64()).cast(batch.schema.field(ROW_TIME).type)
+    return batch.set_column(batch.schema.get_field_index(ROW_TIME), ROW_TIME, column)
