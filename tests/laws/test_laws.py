@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import random
-
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from laws import ways
 from laws.cases import Case, cases
+from laws.ways import WAYS
 from support import folding, matrix
 from tiebeam.rows import ROW_TIME, RowBatch
 from tiebeam.transforms._keyed import Keyed
@@ -25,27 +25,9 @@ def rows_of(case: Case, seed: int, size: int) -> matrix.Inputs:
     return case.inputs(np.random.default_rng(seed), size)
 
 
-def mixed(inputs: matrix.Inputs, seed: int) -> matrix.Inputs:
-    """The same rows in another order, in batches of other sizes."""
-    if isinstance(inputs, dict):
-        return {name: mixed(batches, seed) for name, batches in inputs.items()}
-    chance, found = random.Random(seed), []
-    for batch in inputs:
-        order = list(range(batch.num_rows))
-        chance.shuffle(order)
-        while order:
-            size = chance.randint(1, len(order))
-            found.append(batch.take(pa.array(order[:size])))
-            order = order[size:]
-    chance.shuffle(found)
-    return found
-
-
 def folds(case: Case) -> Keyed:
     transform = case.make()
-    if not isinstance(transform, Keyed):
-        pytest.skip("is made of several steps; its runs are held to the laws below")
-    return transform
+    return transform if isinstance(transform, Keyed) else transform.keyed()
 
 
 @every_case
@@ -62,32 +44,27 @@ def test_at_once_is_what_the_oracle_says(case, seed, size):
 def test_tick_by_tick_is_at_once(case, seed, size):
     """In any order and any cut; and when the time is over nothing is left."""
     inputs, keyed = rows_of(case, seed, size), folds(case)
+    if not case.streams:
+        pytest.skip("is for bounded inputs only")
     rows, left = folding.tick_by_tick(keyed.fold, inputs, keyed.tick, seed)
     assert rows == folding.at_once(keyed.fold, inputs)
     assert not (case.forgets and left), {name: batch.to_pylist() for name, batch in left.items()}
 
 
-@every_case
-@pytest.mark.parametrize("seed", range(2))
-def test_a_batch_gives_the_answer(case, seed):
-    inputs = rows_of(case, seed, 300)
-    assert matrix.in_batch(case.make(), mixed(inputs, seed)) == (matrix.canonical(case.expected(inputs)), [])
+def every_way():
+    for way in WAYS:
+        for case in cases():
+            gap = [pytest.mark.xfail(reason=way.gaps[case.name], strict=True)] if case.name in way.gaps else []
+            if case.streams or not way.endless:
+                yield pytest.param(way, case, id=f"{way.name}-{case.name}", marks=gap)
 
 
-@every_case
-def test_a_bundle_that_runs_three_times_changes_nothing(case):
-    inputs = rows_of(case, 5, 200)
-    flags = ["--runner=FnApiRunner", "--direct_runner_bundle_repeat=2"]
-    assert matrix.in_batch(case.make(), mixed(inputs, 5), *flags) == (matrix.canonical(case.expected(inputs)), [])
-
-
-@every_case
-@pytest.mark.parametrize("seed", range(2))
-def test_a_stream_gives_the_answer(case, prism, seed):
-    inputs, disorder = rows_of(case, seed, 300), 3 * getattr(case.make(), "tick", 10_000_000)
-    rows, letters = matrix.in_ticks(case.make(), inputs, prism.flags(), disorder=disorder, seed=seed)
-    assert letters == []
-    assert rows == matrix.canonical(case.expected(inputs))
+@pytest.mark.parametrize(("way", "case"), every_way())
+def test_every_way_gives_the_answer(way, case, request):
+    service = request.getfixturevalue(way.service) if way.service else None
+    found = ways.outcome(way, case, cases(), service)
+    assert found.letters == []
+    assert found.rows == matrix.canonical(case.expected(ways.inputs(case)))
 
 
 @every_case
@@ -98,8 +75,10 @@ def test_no_rows_give_no_rows(case):
 
 
 @every_case
-def test_rows_without_a_time_are_kept(case, prism):
+def test_rows_without_a_time_are_kept(case):
     """A null time, and one that not every engine can tell, cost that row alone: it is a dead letter with its reason."""
+    if not case.streams:
+        pytest.skip("needs no time")
     given = rows_of(case, 3, 40)
     first = next(iter(given)) if isinstance(given, dict) else None
     batches = given[first] if first is not None else given

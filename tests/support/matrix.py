@@ -9,8 +9,9 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
@@ -28,6 +29,14 @@ Inputs = list[RowBatch] | dict[str, list[RowBatch]]
 Apply = beam.PTransform | Callable[[Any], Any]
 
 CODER = RowBatchCoder()
+FNAPI = ["--runner=FnApiRunner"]
+
+
+class Outcome(NamedTuple):
+    """The rows of a job, and its dead letters with those rows that left by the output `late`; dicts, in an order of their own."""
+
+    rows: Rows
+    letters: Rows
 
 
 class _SaveFn(beam.DoFn):
@@ -67,55 +76,92 @@ def canonical(rows: Rows) -> Rows:
     return sorted(rows, key=repr)
 
 
-def run(begin: Callable[[beam.Pipeline], Any], apply: Apply, flags: list[str]) -> tuple[Rows, Rows]:
-    """Runs a job; gives its rows, and its dead letters with those rows that left by the output `late`."""
+@dataclass(frozen=True)
+class Trial:
+    """A transform, or a function that applies one, and its inputs: a list of batches, or several by input name."""
+
+    apply: Apply
+    inputs: Inputs
+
+    @property
+    def named(self) -> dict[str, list[RowBatch]]:
+        return self.inputs if isinstance(self.inputs, dict) else {"": self.inputs}
+
+    def begun(self, given: dict[str, beam.PCollection]) -> Any:
+        """What the transform is applied to."""
+        return given if isinstance(self.inputs, dict) else given[""]
+
+
+Begin = Callable[[beam.Pipeline, dict[str, Trial]], dict[str, dict[str, beam.PCollection]]]
+
+
+def run(trials: dict[str, Trial], begin: Begin, flags: list[str]) -> dict[str, Outcome]:
+    """Runs several trials in one job; gives the outcome of each."""
     with tempfile.TemporaryDirectory() as folder:
-        with beam.Pipeline(options=PipelineOptions([*flags, "--allow_unsafe_triggers"])) as p:  # streams end here
-            inputs = begin(p)
-            out = inputs | "Apply" >> apply if isinstance(apply, beam.PTransform) else apply(inputs)
-            rows, late = out if isinstance(out, tuple) else (out, None)
-            _save(rows, Path(folder, "rows"), "rows")
-            refused = [*dead_letters.claim(p), *([late] if late is not None else [])]
-            for i, letters in enumerate(refused):
-                _save(letters, Path(folder, f"letters{i}"), f"letters {i}")
-        letters = [row for i in range(len(refused)) for row in _saved(Path(folder, f"letters{i}"))]
-        return _saved(Path(folder, "rows")), letters
+        letters: dict[str, list[Path]] = {}
+        with beam.Pipeline(options=PipelineOptions([*flags, "--allow_unsafe_triggers"])) as p:  # all streams end here
+            given = begin(p, trials)
+            for name, trial in trials.items():
+                letters[name] = _built(p, name, trial, given[name], Path(folder))
+        return {
+            name: Outcome(_saved(Path(folder, name, "rows")), canonical([row for path in paths for row in _saved(path)]))
+            for name, paths in letters.items()
+        }
 
 
-def in_batch(apply: Apply, inputs: Inputs, *flags: str) -> tuple[Rows, Rows]:
+def _built(p: beam.Pipeline, name: str, trial: Trial, given: dict[str, beam.PCollection], folder: Path) -> list[Path]:
+    """Builds the branch of a trial; gives the places of its dead letters and late rows."""
+    (folder / name).mkdir(parents=True)
+    inputs, apply = trial.begun(given), trial.apply
+    out = inputs | f"Apply {name}" >> apply if isinstance(apply, beam.PTransform) else apply(inputs)
+    rows, late = out if isinstance(out, tuple) else (out, None)
+    _save(rows, folder / name / "rows", f"rows {name}")
+    refused = [*dead_letters.claim(p), *([late] if late is not None else [])]
+    paths = [folder / name / f"letters{i}" for i in range(len(refused))]
+    for i, (letters, path) in enumerate(zip(refused, paths, strict=True)):
+        _save(letters, path, f"letters {i} {name}")
+    return paths
+
+
+def in_batch(apply: Apply, inputs: Inputs, *flags: str) -> Outcome:
     """As a bounded input, on FnApiRunner unless the flags say otherwise."""
-
-    def begin(p: beam.Pipeline) -> Any:
-        def created(batches: list[RowBatch], label: str) -> beam.PCollection:
-            return p | label >> beam.Create(batches, reshuffle=False).with_output_types(RowBatch)
-
-        if isinstance(inputs, dict):
-            return {name: created(batches, f"Create {name}") for name, batches in inputs.items()}
-        return created(inputs, "Create")
-
-    return run(begin, apply, list(flags) or ["--runner=FnApiRunner"])
+    return run({"trial": Trial(apply, inputs)}, bounded, list(flags) or FNAPI)["trial"]
 
 
-def in_ticks(apply: Apply, inputs: Inputs, flags: list[str], *, disorder: int = 0, seed: int = 0) -> tuple[Rows, Rows]:
-    """As a stream on Prism, by TestStream: rows come in order of time but for `disorder` microseconds, in pieces of random sizes."""
-    named = inputs if isinstance(inputs, dict) else {"": inputs}
+def in_ticks(apply: Apply, inputs: Inputs, flags: list[str], *, disorder: int = 0, seed: int = 0) -> Outcome:
+    """As a stream by TestStream: rows come in order of time but for `disorder` microseconds, in pieces of random sizes."""
+    return run({"trial": Trial(apply, inputs)}, streamed(disorder, seed), flags)["trial"]
 
-    def begin(p: beam.Pipeline) -> Any:
-        stream = TestStream(coder=CODER, output_tags=set(named) if "" not in named else None)
-        for name, batch, watermark in arrivals(named, disorder, seed):
-            stamped = [TimestampedValue(batch, timestamp_of(batch))]
-            stream = stream.add_elements(stamped, tag=name or None)
-            if watermark is not None:
-                for tag in [n or None for n in named]:
-                    stream = stream.advance_watermark_to(watermark, tag=tag)
-        for tag in [n or None for n in named]:
+
+def bounded(p: beam.Pipeline, trials: dict[str, Trial]) -> dict[str, dict[str, beam.PCollection]]:
+    """The rows as bounded inputs."""
+
+    def created(batches: list[RowBatch], label: str) -> beam.PCollection:
+        return p | label >> beam.Create(batches, reshuffle=False).with_output_types(RowBatch)
+
+    return {name: {n: created(rows, f"Create {name} {n}") for n, rows in trial.named.items()} for name, trial in trials.items()}
+
+
+def streamed(disorder: int, seed: int) -> Begin:
+    """The rows as one TestStream with an output for each input of each trial."""
+
+    def begin(p: beam.Pipeline, trials: dict[str, Trial]) -> dict[str, dict[str, beam.PCollection]]:
+        tags = {f"{name}/{n}" for name, trial in trials.items() for n in trial.named}
+        stream = TestStream(coder=CODER, output_tags=tags)
+        for name, trial in trials.items():
+            for n, batch, watermark in arrivals(trial.named, disorder, seed):
+                stream = stream.add_elements([TimestampedValue(batch, timestamp_of(batch))], tag=f"{name}/{n}")
+                for other in trial.named if watermark is not None else ():
+                    stream = stream.advance_watermark_to(watermark, tag=f"{name}/{other}")
+        for tag in sorted(tags):
             stream = stream.advance_watermark_to_infinity(tag=tag)
         out = p | "Stream" >> stream
-        for pcoll in [out] if "" in named else out.values():
-            pcoll.element_type = RowBatch
-        return out
+        out = out if isinstance(out, dict) else dict.fromkeys(tags, out)
+        for rows in out.values():
+            rows.element_type = RowBatch
+        return {name: {n: out[f"{name}/{n}"] for n in trial.named} for name, trial in trials.items()}
 
-    return run(begin, apply, flags)
+    return begin
 
 
 def arrivals(named: dict[str, list[RowBatch]], disorder: int, seed: int) -> list[tuple[str, RowBatch, Timestamp | None]]:
