@@ -17,7 +17,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.testing.test_stream import TestStream
+from apache_beam.testing import test_stream
 from apache_beam.transforms.window import GlobalWindows, TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
@@ -147,7 +147,7 @@ def streamed(disorder: int, seed: int) -> Begin:
 
     def begin(p: beam.Pipeline, trials: dict[str, Trial]) -> dict[str, dict[str, beam.PCollection]]:
         tags = {f"{name}/{n}" for name, trial in trials.items() for n in trial.named}
-        stream = TestStream(coder=CODER, output_tags=tags)
+        stream = test_stream.TestStream(coder=CODER, output_tags=tags)
         for name, trial in trials.items():
             for n, batch, watermark in arrivals(trial.named, disorder, seed):
                 stream = stream.add_elements([TimestampedValue(batch, timestamp_of(batch))], tag=f"{name}/{n}")
@@ -160,6 +160,23 @@ def streamed(disorder: int, seed: int) -> Begin:
         for rows in out.values():
             rows.element_type = RowBatch
         return {name: {n: out[f"{name}/{n}"] for n in trial.named} for name, trial in trials.items()}
+
+    return begin
+
+
+def scripted(*events: RowBatch | float) -> Begin:
+    """A stream told event by event: row batches, and moments (in seconds) that the watermark reaches; the same for every trial."""
+
+    def begin(p: beam.Pipeline, trials: dict[str, Trial]) -> dict[str, dict[str, beam.PCollection]]:
+        stream = test_stream.TestStream(coder=CODER)
+        for event in events:
+            if isinstance(event, RowBatch):
+                stream = stream.add_elements([TimestampedValue(event, timestamp_of(event))])
+            else:
+                stream = stream.advance_watermark_to(event)
+        rows = p | "Stream" >> stream.advance_watermark_to_infinity()
+        rows.element_type = RowBatch
+        return {name: {"": rows} for name in trials}
 
     return begin
 
