@@ -59,7 +59,7 @@ def every_way():
                 yield pytest.param(way, case, id=f"{way.name}-{case.name}", marks=gap)
 
 
-@pytest.mark.parametrize(("way", "case"), every_way())
+@pytest.mark.parametrize(("way", "case"), list(every_way()))
 def test_every_way_gives_the_answer(way, case, request):
     service = request.getfixturevalue(way.service) if way.service else None
     found = ways.outcome(way, case, cases(), service)
@@ -82,7 +82,7 @@ def test_rows_without_a_time_are_kept(case):
     given = rows_of(case, 3, 40)
     first = next(iter(given)) if isinstance(given, dict) else None
     batches = given[first] if first is not None else given
-    odd = [timed(batches[0].slice(0, 1), None), timed(batches[0].slice(0, 1), (1 << 62))]
+    odd = [timed(batches[0].slice(0, 1), None), timed(batches[0].slice(0, 1), 10**16)]
     more = [*batches, *odd]
     rows, letters = matrix.in_batch(case.make(), {**given, first: more} if first is not None else more)
     assert rows == matrix.canonical(case.expected(given))

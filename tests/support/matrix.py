@@ -23,6 +23,7 @@ from apache_beam.utils.timestamp import Timestamp
 
 from tiebeam import dead_letters
 from tiebeam.rows import ROW_TIME, RowBatch, RowBatchCoder, timestamp_of
+from tiebeam.transforms._fold import fact, mark
 
 Rows = list[dict[str, Any]]
 Inputs = list[RowBatch] | dict[str, list[RowBatch]]
@@ -143,25 +144,25 @@ def bounded(p: beam.Pipeline, trials: dict[str, Trial]) -> dict[str, dict[str, b
 
 
 def streamed(disorder: int, seed: int) -> Begin:
-    """The rows as one TestStream with an output for each input of each trial."""
+    """The rows of all inputs as one TestStream, parted behind it: Prism loses rows of one with several outputs."""
 
     def begin(p: beam.Pipeline, trials: dict[str, Trial]) -> dict[str, dict[str, beam.PCollection]]:
-        tags = {f"{name}/{n}" for name, trial in trials.items() for n in trial.named}
-        stream = test_stream.TestStream(coder=CODER, output_tags=tags)
-        for name, trial in trials.items():
-            for n, batch, watermark in arrivals(trial.named, disorder, seed):
-                stream = stream.add_elements([TimestampedValue(batch, timestamp_of(batch))], tag=f"{name}/{n}")
-                for other in trial.named if watermark is not None else ():
-                    stream = stream.advance_watermark_to(watermark, tag=f"{name}/{other}")
-        for tag in sorted(tags):
-            stream = stream.advance_watermark_to_infinity(tag=tag)
-        out = p | "Stream" >> stream
-        out = out if isinstance(out, dict) else dict.fromkeys(tags, out)
-        for rows in out.values():
-            rows.element_type = RowBatch
-        return {name: {n: out[f"{name}/{n}"] for n in trial.named} for name, trial in trials.items()}
+        marked = {f"{name}/{n}": rows for name, trial in trials.items() for n, rows in trial.named.items()}
+        stream = test_stream.TestStream(coder=CODER)
+        for whose, batch, watermark in arrivals(marked, disorder, seed):
+            stream = stream.add_elements([TimestampedValue(mark(batch, whose=whose), timestamp_of(batch))])
+            stream = stream.advance_watermark_to(watermark) if watermark is not None else stream
+        every = p | "Stream" >> stream.advance_watermark_to_infinity()
+        return {name: {n: every | f"Part {name} {n}" >> _part(f"{name}/{n}") for n in trial.named} for name, trial in trials.items()}
 
     return begin
+
+
+def _part(whose: str) -> beam.PTransform:
+    def mine(batch: RowBatch) -> list[RowBatch]:
+        return [batch.replace_schema_metadata()] if fact(batch, "whose") == whose else []
+
+    return beam.FlatMap(mine).with_output_types(RowBatch)
 
 
 def scripted(*events: RowBatch | float) -> Begin:
