@@ -11,6 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from apache_beam.testing.util import assert_that, equal_to
 
 from support.applied import applied
 from tiebeam.errors import ConfigError
@@ -78,7 +79,7 @@ def test_larger_results_are_cut():
     with beam.Pipeline(runner="FnApiRunner") as p:
         made = p | beam.Create([BATCH]) | MapBatches(lambda df: pl.DataFrame({"n": range(MAX_BATCH_ROWS + 1)}))
         sizes = made | beam.Map(lambda b: b.num_rows)
-        beam.testing.util.assert_that(sizes, beam.testing.util.equal_to([MAX_BATCH_ROWS, 1]))
+        assert_that(sizes, equal_to([MAX_BATCH_ROWS, 1]))
 
 
 def test_a_schema_is_kept_to_without_loss():
