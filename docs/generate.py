@@ -1,4 +1,4 @@
-"""Writes docs/generated/ from the code: a page of connectors and a page of pipelines.
+"""Writes docs/generated/ from the code, a page of connectors and one of pipelines, and the table of the laws in docs/runners.md.
 
 python docs/generate.py           write
 python docs/generate.py --check   exit 1 when a page is not as the code would have it
@@ -12,7 +12,9 @@ from typing import Any
 
 from tiebeam import cli, registry
 
-FOLDER = Path(__file__).parent / "generated"
+FOLDER = Path(__file__).parent
+TESTS = Path(__file__).parents[1] / "tests"
+LAWS, END = "<!-- Written by docs/generate.py from tests/laws: do not edit. -->", "<!-- end -->"
 NOTE = "<!-- Written by docs/generate.py from the code: do not edit. -->\n\n"
 
 
@@ -50,7 +52,28 @@ def pipeline_page() -> str:
     return NOTE + "\n".join(parts)
 
 
-PAGES = {"connectors.md": connector_page, "pipelines.md": pipeline_page}
+def runners_page() -> str:
+    """The page of runners as it is, its table of the laws written anew: the ways of tests/laws against the transforms."""
+    sys.path.insert(0, str(TESTS))
+    from laws.cases import by_transform
+    from laws.ways import WAYS
+
+    lines = ["| transform | " + " | ".join(way.name for way in WAYS) + " |", "|---|" + "---|" * len(WAYS)]
+    gaps = []
+    for transform, cases in by_transform().items():
+        cells = []
+        for way in WAYS:
+            able = [case for case in cases if case.streams or not way.endless]
+            missing = [case.name for case in able if case.name in way.gaps]
+            gaps += [f"- {name}, {way.name}: {way.gaps[name]}" for name in missing]
+            cells.append(f"{len(able) - len(missing)} of {len(able)}" if missing else f"all {len(able)}" if able else "bounded only")
+        lines.append(f"| `{transform}` | " + " | ".join(cells) + " |")
+    table = "\n".join([*lines, "", *(gaps or ["No gaps."])])
+    before, rest = (FOLDER / "runners.md").read_text(encoding="utf-8").split(LAWS, 1)
+    return before + LAWS + "\n\n" + table + "\n\n" + END + rest.split(END, 1)[1]
+
+
+PAGES = {"generated/connectors.md": connector_page, "generated/pipelines.md": pipeline_page, "runners.md": runners_page}
 
 
 def main(check: bool) -> int:
@@ -60,7 +83,7 @@ def main(check: bool) -> int:
         if not target.exists() or target.read_text(encoding="utf-8") != text:
             stale.append(name)
             if not check:
-                FOLDER.mkdir(exist_ok=True)
+                target.parent.mkdir(exist_ok=True)
                 target.write_text(text, encoding="utf-8")
     if check and stale:
         print(f"not as the code would have it: {', '.join(stale)}; run `make docs`", file=sys.stderr)

@@ -40,3 +40,11 @@ class Case:
 def cases() -> list[Case]:
     modules = sorted(Path(__file__).parent.glob("of_*.py"))
     return [case for path in modules for case in importlib.import_module(f"laws.{path.stem}").CASES]
+
+
+def by_transform() -> dict[str, list[Case]]:
+    """The cases by the name of their transform."""
+    found: dict[str, list[Case]] = {}
+    for case in cases():
+        found.setdefault(type(case.make()).__name__, []).append(case)
+    return found
