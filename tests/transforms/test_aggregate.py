@@ -1,7 +1,6 @@
 """Aggregates are exact, and the same however rows are cut, ordered, bundled and repeated."""
 
 import datetime as dt
-import doctest
 import math
 import random
 import statistics
@@ -606,8 +605,3 @@ def test_the_schema_is_known_beforehand():
     table = pa.table({"key": ["a"], "flag": [True], "x": [1.5], "odd": [1.5], "n": [1], "s": ["s"], "row_time": at(1)})
     for aggregate in (everything(by=("key",)), everything(by=("key",), window="1h")):
         assert aggregate.output_schema(table.schema) == reduce(aggregate, table.to_batches()).schema
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0
-    assert doctest.testmod(module).attempted > 0

@@ -1,6 +1,5 @@
 """Derive: expressions that look at one row; what cannot be computed costs that row only."""
 
-import doctest
 import pickle
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 from support.applied import applied, cuts_of
 from tiebeam.errors import ConfigError
 from tiebeam.rows import ROW_CHANGE, ROW_POSITION, RowBatch
-from tiebeam.transforms import derive as derive_module
 from tiebeam.transforms._expressions import Expressions
 from tiebeam.transforms.derive import Derive
 
@@ -207,7 +205,3 @@ def test_results_depend_neither_on_cuts_nor_on_order(rows, data):
     whole = RowBatch.from_pylist([{"a": a, "s": s} for a, s in rows], schema=schema)
     shuffled = whole.take(pa.array(data.draw(st.permutations(range(len(rows))))))
     assert outcome(cuts_of(shuffled, data)) == outcome([whole])
-
-
-def test_examples():
-    assert doctest.testmod(derive_module).failed == 0

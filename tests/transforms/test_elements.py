@@ -1,6 +1,5 @@
 """ToRows and FromRows: values, windows and timestamps come through; what does not fit is a dead letter."""
 
-import doctest
 import json
 import math
 import typing
@@ -21,7 +20,6 @@ from support.applied import applied
 from tiebeam import dead_letters
 from tiebeam.errors import ConfigError
 from tiebeam.rows import ROW_TIME, RowBatch
-from tiebeam.transforms import elements as elements_module
 from tiebeam.transforms.elements import FromRows, ToRows, _array
 
 UTC_US = pa.timestamp("us", "UTC")
@@ -215,7 +213,3 @@ def test_what_is_no_row_stops_the_pipeline_and_names_the_step():
 def test_another_kind_of_element_is_refused():
     with pytest.raises(ConfigError, match="cannot be made 'tuple'"):
         ToRows("tuple")
-
-
-def test_examples():
-    assert doctest.testmod(elements_module).failed == 0

@@ -1,6 +1,5 @@
 """Filter: true stays, false and null go and are counted, what cannot be computed is a dead letter."""
 
-import doctest
 
 import apache_beam as beam
 import pyarrow as pa
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 from support.applied import applied, cuts_of
 from tiebeam.errors import ConfigError
 from tiebeam.rows import RowBatch
-from tiebeam.transforms import filter as filter_module
 from tiebeam.transforms.filter import Filter
 
 BATCH = RowBatch.from_pydict({"n": [3, -1, None, 0], "kind": ["sale", "sale", "sale", "gift"]})
@@ -70,7 +68,3 @@ def test_results_depend_neither_on_cuts_nor_on_order(numbers, data):
     whole = RowBatch.from_arrays([pa.array(numbers, pa.int64())], names=["n"])
     shuffled = whole.take(pa.array(data.draw(st.permutations(range(len(numbers))))))
     assert outcome(cuts_of(shuffled, data)) == outcome([whole])
-
-
-def test_examples():
-    assert doctest.testmod(filter_module).failed == 0

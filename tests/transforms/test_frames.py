@@ -1,6 +1,5 @@
 """MapBatches: a function over frames of three libraries; types survive, failures name the step or the row."""
 
-import doctest
 import functools
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -128,7 +127,3 @@ def test_what_cannot_be_is_told_at_once():
     with pytest.raises(ConfigError) as e:
         MapBatches(5, frame="numpy", on_error="ignore")
     assert len(e.value.problems) == 3
-
-
-def test_examples():
-    assert doctest.testmod(frames_module).failed == 0
