@@ -1,6 +1,5 @@
 """Filter: true stays, false and null go and are counted, what cannot be computed is a dead letter."""
 
-
 import apache_beam as beam
 import pyarrow as pa
 import pytest
