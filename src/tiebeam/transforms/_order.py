@@ -1,4 +1,4 @@
-"""The order of rows: by event time, at equal times by position, and where that says nothing, by what the rows hold.
+"""The order of rows: by key, within a key by event time, at equal times by position, and where that says nothing, by content.
 
 Arrival says nothing, so what comes first must follow from the rows alone. Positions compare as `First` and `Last` of
 `Aggregate` compare them: shorter before longer, so that offsets compare as numbers, then by their bytes; none comes last.
@@ -6,7 +6,8 @@ Arrival says nothing, so what comes first must follow from the rows alone. Posit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -16,55 +17,93 @@ import pyarrow.compute as pc
 from tiebeam.rows import ROW_POSITION, ROW_TIME, RowBatch
 from tiebeam.transforms._states import plain
 
-_TIME, _SIZE, _PLACE = "__time", "__size", "__place"
+
+@dataclass(frozen=True)
+class Runs:
+    """Rows of equal keys side by side, each run in its order. `order` says where each row was; `run` numbers the runs from 0."""
+
+    order: np.ndarray
+    run: np.ndarray
+    times: np.ndarray
+
+    @property
+    def starts(self) -> np.ndarray:
+        """The first row of each run."""
+        return np.flatnonzero(np.diff(self.run, prepend=-1))
+
+    @property
+    def ends(self) -> np.ndarray:
+        """The row behind the last of each run."""
+        return np.append(self.starts, len(self.run))[1:]
 
 
-def frame_of(rows: RowBatch, columns: Sequence[str]) -> pl.DataFrame:
-    """Some flat columns as Polars sees them, under the names 0, 1, …: equal and ordered as the values are."""
-    return pl.DataFrame({str(i): pl.Series(_sortable(rows.column(name))) for i, name in enumerate(columns)}, nan_to_null=False)
+def runs_of(rows: RowBatch, by: Iterable[str]) -> Runs:
+    """The rows by key, time, position and content."""
+    codes = codes_of([rows.column(name) for name in by], rows.num_rows)
+    order = order_of(rows, codes)
+    run = np.cumsum(np.diff(codes[order], prepend=-1) != 0) - 1
+    return Runs(order, run, _times(rows)[order])
 
 
-def in_order(rows: RowBatch, by: Sequence[str] = ()) -> RowBatch:
-    """The rows sorted by some columns (nulls first), then by time, position and content."""
-    return rows.take(pa.array(order_of(rows, by)))
+def codes_of(columns: Sequence[pa.Array], n: int) -> np.ndarray:
+    """A number from 0 for each of `n` rows, equal where all columns are equal: null and NaN are values like any other."""
+    codes = np.zeros(n, np.int64)
+    for column in columns:
+        values = _comparable(column)
+        if pa.types.is_null(values.type):
+            continue
+        more = values.dictionary_encode("encode").indices.to_numpy().astype(np.int64)
+        wide = codes * (int(more.max(initial=0)) + 1) + more
+        codes = pa.array(wide).dictionary_encode().indices.to_numpy().astype(np.int64) if codes.any() else more
+    return codes
 
 
-def order_of(rows: RowBatch, by: Sequence[str] = ()) -> np.ndarray:
-    """The numbers of the rows in their order. Rows that are equal in all they hold may change places."""
-    none = pa.nulls(rows.num_rows, pa.string())
-    times = rows.column(ROW_TIME) if ROW_TIME in rows.schema.names else none
-    place = pl.Series((rows.column(ROW_POSITION) if ROW_POSITION in rows.schema.names else none).cast(pa.string()))
-    frame = pl.DataFrame([*frame_of(rows, by), pl.Series(_TIME, times.cast(pa.int64()))])
-    if place.null_count() < len(place):
-        frame = frame.with_columns(place.str.len_bytes().alias(_SIZE), place.alias(_PLACE))
-    order = _argsort(frame)
-    if place.null_count():
-        _break_ties(rows, frame, order)
+def order_of(rows: RowBatch, codes: np.ndarray | None = None) -> np.ndarray:
+    """The numbers of the rows in their order, by codes first. Rows that are equal in all they hold may change places."""
+    times = _times(rows)
+    order = np.arange(rows.num_rows) if (np.diff(times) >= 0).all() else np.argsort(times, kind="stable")
+    same = np.diff(times[order], prepend=0) == 0
+    if codes is not None:
+        order = _by_codes(order, codes)
+        same = (np.diff(times[order], prepend=0) == 0) & (np.diff(codes[order], prepend=0) == 0)
+    same[:1] = False
+    if same.any():
+        _break_ties(rows, order, same)
     return order
 
 
-def _argsort(frame: pl.DataFrame) -> np.ndarray:
-    nulls_last = [name in (_SIZE, _PLACE) for name in frame.columns]
-    numbered = frame.with_row_index("__row")
-    return numbered.sort(frame.columns, nulls_last=nulls_last, maintain_order=True)["__row"].to_numpy().astype(np.int64)
+def _times(rows: RowBatch) -> np.ndarray:
+    """Event times in microseconds, 0 where there is none."""
+    if ROW_TIME not in rows.schema.names:
+        return np.zeros(rows.num_rows, np.int64)
+    return rows.column(ROW_TIME).cast(pa.int64()).fill_null(0).to_numpy()
 
 
-def _break_ties(rows: RowBatch, frame: pl.DataFrame, order: np.ndarray) -> None:
-    """Puts rows that are equal so far in the order of everything they hold, in place."""
-    ordered = frame[order]
-    same = np.logical_and.reduce([ordered[c].eq_missing(ordered[c].shift(1)).to_numpy() for c in frame.columns])
-    same[:1] = False
-    tied = same | np.append(same[1:], False)
-    if not tied.any():
-        return
-    at = np.flatnonzero(tied)
-    run = np.cumsum(~same)[at]
-    content = [pl.Series(f"__{name}", _sortable(rows.column(name).take(pa.array(order[at])))) for name in sorted(rows.schema.names)]
-    order[at] = order[at][_argsort(pl.DataFrame([pl.Series("__run", run), *content]))]
+def _by_codes(order: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Sorts by codes and keeps the order among equal ones: 16 bits at a time, which numpy sorts by radix."""
+    for shift in range(0, max(1, int(codes.max(initial=0)).bit_length()), 16):
+        digit = (codes[order] >> shift & 0xFFFF).astype(np.uint16)
+        order = order[np.argsort(digit, kind="stable")]
+    return order
 
 
-def _sortable(column: pa.Array) -> pa.Array:
-    """The values in a type that Polars has, equal and ordered as they are."""
+def _break_ties(rows: RowBatch, order: np.ndarray, same: np.ndarray) -> None:
+    """Puts rows that are like the one before so far in the order of position and content, in place."""
+    at = np.flatnonzero(same | np.append(same[1:], False))
+    tied = rows.take(pa.array(order[at]))
+    named = ROW_POSITION in tied.schema.names
+    place = pl.Series((tied.column(ROW_POSITION) if named else pa.nulls(len(at))).cast(pa.string()))
+    parts = [pl.Series("run", np.cumsum(~same)[at]), place.str.len_bytes().alias("size"), place.alias("place")]
+    if place.null_count():
+        parts += [pl.Series(f"column {name}", _comparable(tied.column(name))) for name in sorted(tied.schema.names)]
+    frame = pl.DataFrame(parts, nan_to_null=False).with_row_index("row")
+    names = frame.columns[1:]
+    ranked = frame.sort(names, nulls_last=[name in ("size", "place") for name in names], maintain_order=True)
+    order[at] = order[at][ranked["row"].to_numpy()]
+
+
+def _comparable(column: pa.Array) -> pa.Array:
+    """The values in a type that Arrow and Polars can compare, equal and ordered as they are."""
     column = plain(column)
     if pa.types.is_decimal256(column.type):
         return _big_endian(column)
