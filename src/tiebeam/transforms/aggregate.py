@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam.transforms.window import GlobalWindow, GlobalWindows, TimestampCombiner, TimestampedValue
@@ -22,13 +21,14 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from tiebeam.dead_letters import REJECTED, Letters, letters_of_rows, route
 from tiebeam.errors import ConfigError, Problem
-from tiebeam.rows import RESERVED, ROW_POSITION, ROW_TIME, RowBatch, batches, one_batch, timestamp_of
+from tiebeam.rows import RESERVED, ROW_TIME, RowBatch, batches, one_batch, timestamp_of
 from tiebeam.steps import BatchFn
 from tiebeam.transforms._moments import StdDev, Variance
+from tiebeam.transforms._partials import Partials, Parts
 from tiebeam.transforms._reducers import Count, First, Last, Max, Mean, Min, Reducer, Sum
 from tiebeam.transforms._shards import SHARDS, split
-from tiebeam.transforms._sketches import ApproxDistinct, ApproxQuantiles, FineReducer, TopK
-from tiebeam.transforms._states import FINE, KEY, Pile, Rows, States, combine, plain
+from tiebeam.transforms._sketches import ApproxDistinct, ApproxQuantiles, TopK
+from tiebeam.transforms._states import KEY, Pile, plain
 from tiebeam.transforms._windows import WINDOW_START, window_micros, window_starts
 
 __all__ = [
@@ -66,13 +66,13 @@ class Aggregate(beam.PTransform):
         self.by = (by,) if isinstance(by, str) else tuple(by)
         self.window_micros, problems = window_micros(window)
         self.shards = shards
-        self.reducers = reducers
+        self.partials = Partials(reducers)
         problems += self._problems()
         if problems:
             raise ConfigError(*problems)
 
     def _problems(self) -> Iterator[Problem]:
-        if not self.keys and not self.reducers:
+        if not self.keys and not self.partials.reducers:
             yield Problem("there is nothing to compute", "Aggregate", 'name keys or reducers, such as total=Sum("amount")')
         if not isinstance(self.shards, int) or not 1 <= self.shards <= 1 << 16:
             yield Problem(f"{self.shards!r} is not a number from 1 to 65,536", "shards")
@@ -81,13 +81,7 @@ class Aggregate(beam.PTransform):
         taken = [*self.by, *([WINDOW_START, ROW_TIME] if self.window_micros else [])]
         for name in {WINDOW_START, ROW_TIME} & set(self.by) if self.window_micros else ():
             yield Problem(f"{name!r} is the name of the window's own column in the result", "by", "derive it under another name")
-        for name, reducer in self.reducers.items():
-            if name in taken:
-                yield Problem("is the name of a column of the result already", name, "choose another name")
-            if isinstance(reducer, Reducer):
-                yield from (Problem(trouble, name) for trouble in reducer.problems())
-            else:
-                yield Problem(f"{reducer!r} is no reducer", name, 'write Sum("amount"), Count(), …')
+        yield from self.partials.problems(taken)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -100,7 +94,7 @@ class Aggregate(beam.PTransform):
         known = pa.schema([(field.name, plain(pa.nulls(0, field.type)).type) for field in rows])
         fields = [(WINDOW_START, RESERVED[ROW_TIME])] if self.window_micros else []
         fields += [(key, known.field(key).type) for key in self.by]
-        fields += [(name, reducer.type_of(known)) for name, reducer in self.reducers.items()]
+        fields += list(self.partials.types(rows).items())
         return pa.schema(fields + ([(ROW_TIME, RESERVED[ROW_TIME])] if self.window_micros else []))
 
     def expand(self, rows: beam.PCollection) -> beam.PCollection:
@@ -114,7 +108,7 @@ class Aggregate(beam.PTransform):
 
 
 def _check_columns(aggregate: Aggregate, rows: pa.Schema) -> None:
-    needed = [*aggregate.by, *(c for reducer in aggregate.reducers.values() for c in reducer.columns())]
+    needed = [*aggregate.by, *(c for reducer in aggregate.partials.reducers.values() for c in reducer.columns())]
     needed += [ROW_TIME] if aggregate.window_micros else []
     missing = sorted({c for c in needed if c not in rows.names})
     if missing:
@@ -133,15 +127,12 @@ class _CombineFn(BatchFn):
     def __init__(self, step: str, aggregate: Aggregate):
         super().__init__(step)
         self.keys = aggregate.keys
+        self.by = aggregate.by
         self.shards = aggregate.shards
         self.micros = aggregate.window_micros
-        self.fine = {name: r for name, r in aggregate.reducers.items() if isinstance(r, FineReducer)}
-        self.coarse = {name: r for name, r in aggregate.reducers.items() if name not in self.fine}
+        self.partials = aggregate.partials
         self.check = aggregate.output_schema
         self._checked: pa.Schema | None = None
-        picks = any(isinstance(r, First | Last) for r in aggregate.reducers.values())
-        columns = [*aggregate.by, *(c for r in aggregate.reducers.values() for c in r.columns())]
-        self.columns = sorted({*columns, *([ROW_TIME] if self.micros else []), *([ROW_POSITION] if picks else [])})
 
     def start_bundle(self) -> None:
         self._pile = Pile()
@@ -169,18 +160,12 @@ class _CombineFn(BatchFn):
             self._reduce(batch)
 
     def _reduce(self, batch: RowBatch) -> None:
-        columns = {c: plain(batch.column(c)) if c in batch.schema.names else pa.nulls(batch.num_rows) for c in self.columns}
-        rows = Rows(columns, batch.num_rows)
+        keys = {key: plain(batch.column(key)) for key in self.by}
         if self.micros:
-            columns = columns | {WINDOW_START: window_starts(columns[ROW_TIME], self.micros)}
-        keys = {KEY + key: columns[key] for key in self.keys} or {KEY: pa.array(np.zeros(batch.num_rows, np.int8))}
-        states: dict[str, pa.Array] = {}
-        for reducer in self.coarse.values():
-            states |= reducer.lift(rows)
-        self._pile.add("", combine(pa.table(keys | states)), rows.schema)
-        for name, reducer in self.fine.items():
-            table = pa.table(keys | {FINE: reducer.fine(rows)} | reducer.lift(rows))
-            self._pile.add(name, combine(table), rows.schema)
+            keys = {WINDOW_START: window_starts(batch.column(ROW_TIME).cast(RESERVED[ROW_TIME]), self.micros)} | keys
+        rows = self.partials.read(batch)
+        for part, states in self.partials.lift(rows, keys).items():
+            self._pile.add(part, states, rows.schema)
 
     def _hand_on(self) -> Iterator[tuple[int, RowBatch]]:
         pile, self._pile = self._pile, Pile()
@@ -213,31 +198,9 @@ class _MergeFn(BatchFn):
             yield TimestampedValue(batch, timestamp_of(batch))
 
 
-def _results(aggregate: Aggregate, parts: dict[str, pa.Table], rows: pa.Schema) -> pa.Table:
-    coarse = _sorted(parts[""])
-    schema = aggregate.output_schema(rows)
-    columns: list[Any] = [coarse.column(KEY + key) for key in aggregate.keys]
-    for name, reducer in aggregate.reducers.items():
-        if isinstance(reducer, FineReducer):
-            fine, group = _by_group(parts[name])
-            columns.append(reducer.fold(States(fine), group, len(coarse), rows))
-        else:
-            columns.append(reducer.lower(States(coarse), rows))
-    columns += columns[:1] if aggregate.window_micros else []
-    return pa.table([c.cast(field.type) for c, field in zip(columns, schema, strict=True)], schema=schema)
-
-
-def _sorted(states: pa.Table) -> pa.Table:
-    keys = [c for c in states.column_names if c.startswith(KEY)]
-    return states.take(pc.sort_indices(states, sort_keys=[(key, "ascending") for key in keys])).combine_chunks()
-
-
-def _by_group(states: pa.Table) -> tuple[pa.Table, np.ndarray]:
-    """The fine states that count, ordered by group as the coarse ones are, and the number of each one's group."""
-    keys = [c for c in states.column_names if c.startswith(KEY)]
-    numbered = states.select(keys).append_column("row", pa.array(np.arange(len(states))))
-    groups = _sorted(pa.TableGroupBy(numbered, keys, use_threads=False).aggregate([("row", "list")])).column("row_list").combine_chunks()
-    lists = groups.chunk(0) if isinstance(groups, pa.ChunkedArray) else groups
-    rows = states.take(lists.flatten())
-    counts = rows.column(FINE).is_valid()
-    return rows.filter(counts).combine_chunks(), lists.value_parent_indices().filter(counts.combine_chunks()).to_numpy()
+def _results(aggregate: Aggregate, parts: Parts, rows: pa.Schema) -> pa.Table:
+    found = aggregate.partials.lower(parts, rows)
+    types = aggregate.partials.types(rows)
+    columns = {key: found.column(KEY + key) for key in aggregate.keys}
+    columns |= {name: found.column(name).cast(kind) for name, kind in types.items()}
+    return pa.table(columns | ({ROW_TIME: columns[WINDOW_START]} if aggregate.window_micros else {}))
