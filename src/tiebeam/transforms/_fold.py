@@ -59,6 +59,10 @@ class Fold(ABC):
         """How long after its `row_time` a row may be emitted, in microseconds; the end of its tick does not count."""
         return 0
 
+    def trim(self, name: str, rows: RowBatch) -> RowBatch:
+        """What of the rows is needed, before they are shuffled: as many rows, fewer columns."""
+        return rows
+
     def condense(self, name: str, rows: RowBatch) -> RowBatch:
         """Makes rows of one tick smaller while they wait, if `condenses`; may be applied again to what it gave."""
         return rows
@@ -71,9 +75,19 @@ class Fold(ABC):
         raise ConfigError(Problem(f"the state is of version {version}, and only {self.version} can be read", type(self).__name__))
 
 
+def names(by: str | Iterable[str]) -> tuple[str, ...]:
+    """Names of columns, given as one or several."""
+    return (by,) if isinstance(by, str) else tuple(by)
+
+
 def micros_of(rows: RowBatch) -> np.ndarray:
     """The event times of rows, none of them null, in microseconds."""
     return rows.column(ROW_TIME).cast(RESERVED[ROW_TIME]).cast(pa.int64()).to_numpy()
+
+
+def times_of(micros: np.ndarray) -> pa.Array:
+    """Microseconds as a column of event times."""
+    return pa.array(micros, pa.int64()).cast(RESERVED[ROW_TIME])
 
 
 def mark(rows: RowBatch, **facts: str | int) -> RowBatch:

@@ -132,7 +132,7 @@ class _ShardFn(BatchFn):
         if self.fold.timed:
             batch, refused = _in_time(self.step, batch)
             yield from refused
-        yield batch
+        yield self.fold.trim(self.name, batch)
 
     def emit(self, results: Any) -> Iterator[Any]:
         for result in super().emit(results):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import pyarrow as pa
 
@@ -25,6 +26,14 @@ def length_micros(length: str | float, where: str, least: int = 1) -> tuple[int,
     if micros < least:
         return 0, [Problem(f"{length!r} is not a length of time", where, 'write "30s", "1m", "6h", "1d" or a number of seconds')]
     return micros, []
+
+
+def lengths(problems: list[Problem], least: int = 1, **named: str | float | None) -> Iterator[int]:
+    """Lengths of time in microseconds, in the order given, 0 for none; adds to the problems what is none."""
+    for where, length in named.items():
+        micros, wrong = (0, []) if length is None else length_micros(length, where, least)
+        problems += wrong
+        yield micros
 
 
 def window_starts(times: pa.Array, micros: int) -> pa.Array:
