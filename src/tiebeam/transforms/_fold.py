@@ -39,9 +39,9 @@ class Fold(ABC):
 
     version: ClassVar[int] = 1
     """Of the state's shape: raise it with a change, and let `upgrade` read what older releases left."""
-    timed: ClassVar[bool] = True
+    timed: bool = True
     """Whether every row needs a `row_time`."""
-    condenses: ClassVar[bool] = False
+    condenses: bool = False
     """Whether `condense` makes rows smaller."""
 
     keys: Mapping[str, tuple[str, ...]]

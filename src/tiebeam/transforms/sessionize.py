@@ -19,7 +19,7 @@ from tiebeam.transforms._keyed import Keyed
 from tiebeam.transforms._order import Runs, runs_of
 from tiebeam.transforms._partials import Partials, Parts
 from tiebeam.transforms._reducers import Reducer
-from tiebeam.transforms._search import first_at_least
+from tiebeam.transforms._search import leaps
 from tiebeam.transforms._shards import SHARDS, ids_of
 from tiebeam.transforms._states import KEY, combine
 from tiebeam.transforms._windows import lengths
@@ -41,7 +41,7 @@ class Sessionize(Keyed):
     `session_id` is a hash of key and start, so it is the same whenever and wherever the rows are read again.
     Errors: `no_event_time`, `time_out_of_range`, `late`.
     State: one row per key with an open session, and what the reducers know of it; gone when the session is over.
-    Time: event time; a session is told when it is over. Work grows with `longest` only where sessions are cut by it.
+    Time: event time; a session is told when it is over.
 
     Example:
         >>> from datetime import datetime, timezone
@@ -123,11 +123,8 @@ class SessionFold(Fold):
         ends = np.minimum(ends, found.starts + self.longest) if self.longest else ends
         over = ends <= upto
         parts, types = self._parts(state, fresh, found) if self.partials.reducers else ({}, None)
-        if self.rows_out:
-            results = self._rows(fresh, table, found)
-        else:
-            results = self._told(table, found, ends, over, parts, types)
-        return Folded(results, self._left(table, found, ~over, parts, types), int(ends[~over].min()) if (~over).any() else None)
+        told = self._rows(fresh, table, found) if self.rows_out else self._told(table, found, ends, over, parts, types)
+        return Folded(told, self._left(table, found, ~over, parts, types), int(ends[~over].min()) if (~over).any() else None)
 
     def _sessions(self, runs: Runs, opened: RowBatch | None) -> _Sessions:
         """Where sessions begin. What was open before is the first row of its key."""
@@ -140,12 +137,9 @@ class SessionFold(Fold):
             counts[before] = opened.column(ROWS).to_numpy()[order[before]]
         begins = (np.diff(runs.run, prepend=-1) != 0) | (np.diff(times, prepend=times[0]) >= self.gap)
         first = np.flatnonzero(begins)
-        ends = np.append(first, len(times))[1:]
-        while self.longest and len(first):
-            cuts = first_at_least(times, starts[first] + self.longest, first, ends)
-            first, ends = cuts[cuts < ends], ends[cuts < ends]
-            begins[first] = True
-        first = np.flatnonzero(begins)
+        if self.longest:
+            begins = leaps(times, first, np.append(first, len(times))[1:], starts[first], self.longest)
+            first = np.flatnonzero(begins)
         last = times[np.append(first, len(times))[1:] - 1]
         return _Sessions(order, np.cumsum(begins) - 1, first, starts[first], last, np.add.reduceat(counts, first), counts, old)
 
