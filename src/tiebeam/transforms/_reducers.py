@@ -155,7 +155,9 @@ class Mean(Reducer):
 
 
 @dataclass(frozen=True)
-class _Extreme(Reducer):
+class Extreme(Reducer):
+    """Base of what picks the smallest or largest value."""
+
     column: str
     kind: ClassVar[str]
 
@@ -186,21 +188,23 @@ class _Extreme(Reducer):
 
 
 @dataclass(frozen=True)
-class Min(_Extreme):
+class Min(Extreme):
     """The smallest value of a column, in its type. NaN is larger than every number, as in SQL; text compares by its bytes."""
 
     kind: ClassVar[str] = "min"
 
 
 @dataclass(frozen=True)
-class Max(_Extreme):
+class Max(Extreme):
     """The largest value of a column, in its type. NaN is larger than every number, as in SQL; text compares by its bytes."""
 
     kind: ClassVar[str] = "max"
 
 
 @dataclass(frozen=True)
-class _Pick(_Extreme):
+class Pick(Extreme):
+    """Base of what picks a value by the time of its row."""
+
     def columns(self) -> tuple[str, ...]:
         return (self.column, ROW_TIME)
 
@@ -214,7 +218,7 @@ class _Pick(_Extreme):
 
 
 @dataclass(frozen=True)
-class First(_Pick):
+class First(Pick):
     """The value of a column with the smallest `row_time`, never the first to arrive.
 
     At equal times the smaller `row_position` wins (shorter before longer, so that offsets compare as numbers), then the
@@ -225,7 +229,7 @@ class First(_Pick):
 
 
 @dataclass(frozen=True)
-class Last(_Pick):
+class Last(Pick):
     """The value of a column with the largest `row_time`; at equal times the largest `row_position`, then value. See `First`."""
 
     kind: ClassVar[str] = "last"

@@ -36,6 +36,7 @@ class Deduplicate(Keyed):
     stretch of time, so it must be bounded.
 
     Example:
+        >>> import apache_beam as beam
         >>> batch = RowBatch.from_pydict({"row_position": ["log:7", "log:8", "log:7"], "row_time": times_of([1, 2, 1]), "n": [5, 6, 5]})
         >>> with beam.Pipeline(runner="FnApiRunner") as p:
         ...     _ = p | beam.Create([batch]) | Deduplicate() | beam.FlatMap(lambda rows: rows["n"].to_pylist()) | beam.Map(print)

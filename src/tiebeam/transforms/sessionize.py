@@ -44,6 +44,7 @@ class Sessionize(Keyed):
     Time: event time; a session is told when it is over.
 
     Example:
+        >>> import apache_beam as beam
         >>> from datetime import datetime, timezone
         >>> at = [datetime(2026, 1, 1, 9, minute, tzinfo=timezone.utc) for minute in (0, 10, 55)]
         >>> clicks = RowBatch.from_pydict({"user": ["ann"] * 3, "row_time": pa.array(at, pa.timestamp("us", tz="UTC"))})
