@@ -19,10 +19,11 @@ from apache_beam.transforms.window import GlobalWindows, TimestampCombiner, Time
 
 from tiebeam.dead_letters import REJECTED, Letters, letters_of_rows, route
 from tiebeam.errors import ConfigError, Problem
-from tiebeam.rows import RESERVED, ROW_TIME, RowBatch, cut, timestamp_of
+from tiebeam.rows import RESERVED, ROW_TIME, RowBatch, cut, timestamp_of, with_column
 from tiebeam.steps import BatchFn
 from tiebeam.transforms._fold import END, Fold, mark, tables_of
 from tiebeam.transforms._shards import SHARDS, split
+from tiebeam.transforms._states import is_view, plain
 from tiebeam.transforms._ticks import LATE, MILLI, FoldTicksFn
 
 EARLIEST, LATEST = -(1 << 63) // 1000 + 1, (1 << 63) // 1000 - 1
@@ -129,6 +130,9 @@ class _ShardFn(BatchFn):
             check_columns(self.step, batch.schema, self.fold.keys[self.name], self.fold.timed)
             self.fold.check(self.name, batch.schema)
             self._checked = batch.schema
+        for field in batch.schema:
+            if is_view(field.type):
+                batch = with_column(batch, field.name, plain(batch.column(field.name)))
         if self.fold.timed:
             batch, refused = _in_time(self.step, batch)
             yield from refused

@@ -41,6 +41,11 @@ def plain(array: pa.Array) -> pa.Array:
     return array
 
 
+def is_view(kind: pa.DataType) -> bool:
+    """Whether it is a type of which Arrow cannot take rows (as of 25.0)."""
+    return pt.is_string_view(kind) or pt.is_binary_view(kind)
+
+
 class Rows:
     """A batch as reducers see it: plain columns."""
 

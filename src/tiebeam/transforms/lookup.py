@@ -21,8 +21,9 @@ from tiebeam.dead_letters import Letters, letters_of_rows
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.rows import ROW_POSITION, RowBatch, concat
 from tiebeam.steps import BatchFn, apply_batches, count
+from tiebeam.transforms._matching import comparable
 from tiebeam.transforms._shards import hash_rows
-from tiebeam.transforms._states import plain
+from tiebeam.transforms._states import is_view, plain
 
 ROWS_UNMATCHED = "rows_unmatched"
 _HOW = ("left", "inner", "required")
@@ -154,7 +155,7 @@ class _Index:
 
     def find(self, columns: list[pa.Array], names: list[str]) -> np.ndarray:
         """The row of the table for each row of these key columns, -1 for none."""
-        pairs = [self._comparable(*pair) for pair in zip(columns, self.keys, names, strict=True)]
+        pairs = [comparable(*pair, self.step) for pair in zip(columns, self.keys, names, strict=True)]
         found = np.full(len(columns[0]), -1, np.int64)
         hashes = hash_rows(columns)
         valid = _all_valid(columns)
@@ -173,19 +174,6 @@ class _Index:
         for name in self.columns:
             batch = batch.append_column(name, self.rows.column(name).take(rows))
         return batch
-
-    def _comparable(self, ours: pa.Array, table: pa.Array, name: str) -> tuple[pa.Array, pa.Array]:
-        ours = plain(ours)
-        one, other = ours.type, table.type
-        if pt.is_null(one) or pt.is_null(other):  # nothing to compare: such a column has no valid row
-            return ours.cast(other) if pt.is_null(one) else ours, table.cast(one) if pt.is_null(other) else table
-        for alike, widest in ((pt.is_unsigned_integer, pa.uint64()), (pt.is_integer, pa.int64()), (pt.is_floating, pa.float64())):
-            if alike(one) and alike(other) and (widest != pa.int64() or pa.uint64() not in (one, other)):
-                return ours.cast(widest), table.cast(widest)
-        if one != other:
-            what = f"the key {name!r} is {one} in the rows and {other} in the table"
-            raise ConfigError(Problem(what, self.step, "cast one of them before"))
-        return ours, table
 
 
 def _all_valid(columns: list[pa.Array]) -> np.ndarray:
@@ -209,16 +197,11 @@ def _gather(step: str, table: list[RowBatch], keys: tuple[str, ...], columns: tu
         if missing := [c for c in wanted if c not in names]:
             raise ConfigError(*(Problem(f"the table has no column {c!r}", step, f"it has: {', '.join(names)}") for c in missing))
         kept = [*wanted, *([ROW_POSITION] if ROW_POSITION in names and ROW_POSITION not in wanted else [])]
-        parts.append(RowBatch.from_arrays([_movable(batch.column(c)) for c in kept], names=kept))
+        parts.append(RowBatch.from_arrays([plain(c) if is_view(c.type) else c for c in map(batch.column, kept)], names=kept))
     try:
         return concat(parts)
     except pa.ArrowTypeError as e:
         raise ConfigError(Problem(f"the batches of the table differ in type: {e}", step, "conform them to one contract")) from e
-
-
-def _movable(array: pa.Array) -> pa.Array:
-    """Arrow cannot take rows of a view (as of 25.0)."""
-    return plain(array) if pt.is_string_view(array.type) or pt.is_binary_view(array.type) else array
 
 
 def _one_per_key(step: str, rows: RowBatch, keys: tuple[str, ...], columns: tuple[str, ...], duplicates: str) -> RowBatch:
