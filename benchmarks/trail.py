@@ -33,8 +33,8 @@ def tiebeam(source: str, target: str) -> None:
 def duckdb(source: str, target: str) -> None:
     import duckdb
 
-    # Trail leaves out what is exactly `over` ago; times are of milliseconds, so that is one less.
-    past = "PARTITION BY \"user\" ORDER BY ts RANGE BETWEEN INTERVAL '{} milliseconds' PRECEDING AND CURRENT ROW EXCLUDE GROUP"
+    # Times are of milliseconds: Trail leaves out what is exactly `over` ago, and the row itself, each one millisecond away.
+    past = "PARTITION BY \"user\" ORDER BY ts RANGE BETWEEN INTERVAL '{} milliseconds' PRECEDING AND INTERVAL '1 millisecond' PRECEDING"
     duckdb.sql(
         "COPY (SELECT *, count(*) OVER minute AS times, sum(amount) OVER five AS spent, max(amount) OVER five AS most, "
         "count(DISTINCT category) OVER five AS kinds, epoch_ms(ts - max(ts) OVER five) / 1000.0 AS since "

@@ -148,21 +148,19 @@ class DetectFold(Fold):
 
     def fold(self, state: Tables, rows: Tables, upto: int) -> Folded:
         told: list[RowBatch | Letters] = []
-        known, fits = [], []
+        known = []
         if _OPEN in state:
-            known.append(state[_OPEN].drop_columns([_FITS]))
-            fits.append(state[_OPEN].column(_FITS).to_numpy())
-        old = known[0].num_rows if known else 0
+            known.append((state[_OPEN].drop_columns([_FITS]), state[_OPEN].column(_FITS).to_numpy()))
+        old = sum(batch.num_rows for batch, _ in known)
         if "rows" in rows:
-            fresh, fresh_fits, refused = self._judged(rows["rows"])
+            fresh, fits, refused = self._judged(rows["rows"])
             told += refused
-            known.append(fresh)
-            fits.append(fresh_fits)
-        if not sum(batch.num_rows for batch in known):
+            known += [(fresh, fits)] if fresh.num_rows else []
+        if not known:
             return Folded(told)
-        together = concat([batch for batch in known if batch.num_rows])
+        together = concat([batch for batch, _ in known])
         runs = runs_of(together, self.by)
-        found = self._sequences(runs, np.concatenate(fits)[runs.order])
+        found = self._sequences(runs, np.concatenate([fits for _, fits in known])[runs.order])
         ends = runs.times[found.starts] + self.within
         if self.furthest:
             say, still = ends <= upto, ends > upto
@@ -175,7 +173,7 @@ class DetectFold(Fold):
         due = ends[still].min() if self.furthest else ends[still].max()
         return Folded(told, self._left(together, runs, found, still), int(due))
 
-    def _judged(self, rows: RowBatch) -> tuple[RowBatch, np.ndarray, list[Letters]]:
+    def _judged(self, rows: RowBatch) -> tuple[RowBatch, np.ndarray, list[RowBatch | Letters]]:
         """The rows that fit something, what they fit, and those on which a condition fails."""
         values, failed = self.conditions.compute(rows)
         met = {name: mask(values[name].cast(pa.bool_())) for name in self.conditions.texts}
@@ -183,7 +181,7 @@ class DetectFold(Fold):
         fits = sum(met[step].astype(np.int64) << i for i, step in enumerate(self.steps))
         fits = np.where(without, 1 << _MOST, fits)
         bad = either(failed.values(), rows.num_rows)
-        refused = []
+        refused: list[RowBatch | Letters] = []
         if bad.any():
             at = np.flatnonzero(bad)
             details = self.conditions.failures(rows, failed, at)
