@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -15,7 +16,7 @@ from tiebeam.errors import ConfigError
 from tiebeam.rows import ROW_TIME, RowBatch
 from tiebeam.transforms._fold import mark, tables_of
 from tiebeam.transforms._sketches import ApproxDistinct
-from tiebeam.transforms.trail import Count, Distinct, Max, Min, Past, RatioToMean, SinceLast, StdDev, Sum, Trail
+from tiebeam.transforms.trail import Count, Distinct, Last, Max, Min, Past, RatioToMean, SinceLast, StdDev, Sum, Trail
 
 
 def rows_of(keys, micros, **more) -> RowBatch:
@@ -96,6 +97,27 @@ def test_the_past_ends_exactly_where_it_should():
     assert sorted((row[ROW_TIME].timestamp(), row["n"], row["since"]) for row in told) == [
         (0, 0, None), (59.999999, 1, 59.999999), (60, 1, 0.000001),
     ]  # fmt: skip
+
+
+PAST = """
+    SELECT r."user", r.row_position, count(p.row_time) AS times, count(DISTINCT p.kind) AS kinds, sum(p.amount)::BIGINT AS total,
+           max(p.kind) AS most, arg_max(p.amount, (p.row_time, length(p.row_position), p.row_position)) AS last,
+           epoch_us(r.row_time - max(p.row_time)) / 1e6 AS since
+    FROM rows r LEFT JOIN (SELECT * RENAME ("user" AS whose) FROM rows) p
+      ON p.whose IS NOT DISTINCT FROM r."user" AND p.row_time > r.row_time - INTERVAL 2 MINUTE
+     AND (p.row_time, length(p.row_position), p.row_position) < (r.row_time, length(r.row_position), r.row_position)
+    GROUP BY r."user", r.row_position, r.row_time
+"""
+
+
+def test_duckdb_finds_the_same_past_row_by_row():
+    rows = clicks(np.random.default_rng(3), 4_000)
+    figures = dict(times=Count(), kinds=Distinct("kind"), total=Sum("amount"), most=Max("kind"), last=Last("amount"), since=SinceLast())
+    (out,) = Trail("user", **{name: Past("2m", figure) for name, figure in figures.items()}).fold.fold({}, {"rows": rows}, 1 << 62).rows
+    with duckdb.connect() as engine:
+        engine.register("rows", pa.Table.from_batches([rows]))
+        expected = engine.sql(PAST).to_arrow_table()
+    assert matrix.canonical(out.select(expected.column_names).to_pylist()) == matrix.canonical(expected.to_pylist())
 
 
 def test_rows_stay_as_they_are():
