@@ -13,6 +13,7 @@ from support.events import MINUTE, TIME, clicks
 from tiebeam.errors import ConfigError
 from tiebeam.rows import ROW_TIME, RowBatch
 from tiebeam.transforms._fold import mark, tables_of
+from tiebeam.transforms.deduplicate import Deduplicate
 from tiebeam.transforms.top import Top
 
 
@@ -104,3 +105,13 @@ def test_only_what_leads_is_remembered():
         assert fold.condense("rows", rows).num_rows == 2
         state = folding.through_coder(fold.fold(state, tables_of([mark(rows, name="rows")]), (tick + 1) * MINUTE).state)
     assert state["rows"].num_rows == 2
+
+
+def test_what_is_told_at_the_end_of_its_window_is_not_late_below(prism):
+    rows = clicks(np.random.default_rng(2), 200)
+
+    def chain(given):
+        return given | "Top" >> Top(2, "price", "user", window="2m", tick="10s") | "Once" >> Deduplicate(within="1m", tick="10s")
+
+    told = matrix.in_ticks(chain, [rows], prism.flags(), disorder=MINUTE // 3)
+    assert told == (folding.at_once(Top(2, "price", "user", window="2m").fold, [rows]), [])
