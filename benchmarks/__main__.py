@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-NAMES = ("windowed_sum", "trail", "json_to_parquet", "ingest", "startup", "coder")
+NAMES = ("windowed_sum", "sessions", "deduplicate", "trail", "json_to_parquet", "ingest", "startup", "coder")
 
 
 def main() -> None:
