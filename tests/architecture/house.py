@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "options": {"errors"},
     "rows": set(),
+    "runners": {"errors"},
     "dead_letters": {"errors", "rows"},
     "steps": {"dead_letters", "rows"},
     "staging": {"dead_letters", "rows"},
@@ -27,10 +28,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "delivery": {"dead_letters", "errors", "registry", "rows", "staging", "steps"},
     "connectors": {"dead_letters", "delivery", "errors", "options", "rows", "staging"},
     "terminal": set(),
-    "io": {"connectors", "dead_letters", "delivery", "errors", "options", "rows", "staging", "steps"},
+    "io": {"connectors", "dead_letters", "delivery", "errors", "options", "rows", "runners", "staging", "steps"},
     "transforms": {"dead_letters", "errors", "rows", "steps"},
     "pipelines": {
-        "connectors", "dead_letters", "delivery", "errors", "io", "options", "registry", "rows", "steps", "terminal", "transforms"
+        "connectors", "dead_letters", "delivery", "errors", "io", "options", "registry", "rows", "runners", "steps", "terminal",
+        "transforms",
     },
     "templates": {"errors", "options", "pipelines", "registry"},
     "lab": {"errors"},
