@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "transforms",
     },
     "templates": {"errors", "options", "pipelines", "registry"},
-    "lab": {"errors"},
+    "lab": {"errors", "runners"},
     "cli": {"errors", "options", "registry", "terminal"},
     "__main__": {"cli"},
     "__init__": set(),
