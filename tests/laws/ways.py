@@ -43,10 +43,15 @@ def in_ticks(trials: dict[str, Trial], cases: dict[str, Case], prism: Any) -> di
     return matrix.run(trials, matrix.streamed(disorder=30_000_000, seed=11), prism.flags())
 
 
+def from_an_endless_source(trials: dict[str, Trial], cases: dict[str, Case], prism: Any) -> dict[str, Outcome]:
+    return matrix.run(trials, matrix.endless(disorder=30_000_000, seed=13), prism.flags())
+
+
 WAYS = [
     Way("FnApiRunner", in_batch(lambda _: matrix.FNAPI)),
     Way("FnApiRunner, every bundle three times", in_batch(lambda _: [*matrix.FNAPI, "--direct_runner_bundle_repeat=2"])),
     Way("Prism, TestStream", in_ticks, endless=True, together=False, service="prism"),
+    Way("Prism, endless source", from_an_endless_source, endless=True, together=False, service="prism"),
 ]
 
 _outcomes: dict[str, dict[str, Outcome | Exception]] = {}

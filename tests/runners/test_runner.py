@@ -56,7 +56,7 @@ def test_safe_modes_pass(flags):
         (["--runner=prism", "--experiments=other"], "--runner=PrismRunner", "state is overwritten", f"add {SAFE_PRISM}"),
         (["--runner=BundleBasedDirectRunner"], "--runner", "do not hold back the watermark", "--runner=FnApiRunner"),
         (["--runner=apache_beam.runners.direct.direct_runner.BundleBasedDirectRunner"], "--runner", "do not hold", "FnApiRunner"),
-        (["--runner=spark", "--streaming"], "--streaming", "cannot run streams", "Flink"),
+        (["--runner=spark", "--streaming"], "--runner", "cannot run streams", "Flink"),
         (["--runner=Flnk"], "--runner", "there is no runner called 'Flnk'", "did you mean FlinkRunner?"),
         (["--direct_num_workers=two"], "flags of Beam", "invalid int value: 'two'", ""),
         (["--direct_running_mode=fast"], "flags of Beam", "invalid choice: 'fast'", ""),

@@ -21,7 +21,9 @@ from apache_beam.testing import test_stream
 from apache_beam.transforms.window import GlobalWindows, TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
+from support.streams import dealt
 from tiebeam import dead_letters
+from tiebeam.io._endless import ReadEndless
 from tiebeam.rows import ROW_TIME, RowBatch, RowBatchCoder, timestamp_of
 from tiebeam.transforms._fold import fact, mark
 
@@ -154,6 +156,18 @@ def streamed(disorder: int, seed: int) -> Begin:
             stream = stream.advance_watermark_to(watermark) if watermark is not None else stream
         every = p | "Stream" >> stream.advance_watermark_to_infinity()
         return {name: {n: every | f"Part {name} {n}" >> _part(f"{name}/{n}") for n in trial.named} for name, trial in trials.items()}
+
+    return begin
+
+
+def endless(disorder: int, seed: int) -> Begin:
+    """The rows of each input dealt to three skewed partitions of a source that never ends."""
+
+    def begin(p: beam.Pipeline, trials: dict[str, Trial]) -> dict[str, dict[str, beam.PCollection]]:
+        def read(name: str, n: str, rows: list[RowBatch]) -> beam.PCollection:
+            return p | f"Read {name} {n}" >> ReadEndless(dealt(rows, disorder=disorder, seed=seed), poll_secs=0.01)
+
+        return {name: {n: read(name, n, rows) for n, rows in trial.named.items()} for name, trial in trials.items()}
 
     return begin
 

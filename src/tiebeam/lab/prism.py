@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from tiebeam.errors import ConfigError, Problem
+from tiebeam.runners import PRISM_RULE
 
 ENV = "PRISM_BINARY"
 MODULE = "github.com/apache/beam/sdks/v2/go/cmd/prism"
@@ -33,7 +34,7 @@ class Prism:
         return [
             "--runner=PrismRunner",
             f"--prism_location={self.path}",
-            "--experiments=prism_disable_sdf_split",
+            f"--experiments={PRISM_RULE}",
             "--experiments=disable_prism_server_singleton",
         ]
 

@@ -1,8 +1,7 @@
-"""Which runner runs a job, which flags it understands, and which of its modes are refused because Beam loses rows in them.
+"""Which runner runs a job, which flags it understands, and which are refused: bad ones, and modes that lose rows (tiebeam.runners).
 
 Without `--runner`, and for `DirectRunner`, the runner is `FnApiRunner`, in memory. Beam's own DirectRunner chooses
 among three runners without saying which.
-Each refusal has a test that shows the loss (tests/runners), so that an upgrade of Beam tells when it can go.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from typing import Any
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, _BeamArgumentParser
 
 from tiebeam.errors import Problem
+from tiebeam.runners import lossy, without_streams
 
 LOCAL = "FnApiRunner"
-PRISM_RULE = "prism_disable_sdf_split"
 
 # Beam's Python classes do not declare what only a job server reads (FlinkPipelineOptions, SparkPipelineOptions in Java).
 FLAGS_OF_JOB_SERVERS = frozenset(
@@ -105,31 +104,9 @@ def _problems(runner: str, flags: dict[str, Any]) -> Iterator[Problem]:
         near = difflib.get_close_matches(runner.lower().removesuffix("runner"), [n.lower().removesuffix("runner") for n in names], n=1)
         hint = f"did you mean {_named(near[0])}?" if near else f"one of {', '.join(names)}"
         yield Problem(f"there is no runner called {runner!r}", "--runner", hint)
-    if runner == "BundleBasedDirectRunner":
-        yield Problem(
-            "BundleBasedDirectRunner loses rows: its timers do not hold back the watermark",
-            "--runner",
-            "--runner=FnApiRunner for bounded input, --runner=PrismRunner for streams",
-        )
-    if flags["direct_running_mode"] == "multi_threading":
-        yield Problem(
-            "FnApiRunner loses rows with worker threads: some never reach a GroupByKey",
-            "--direct_running_mode",
-            "leave it out (in_memory), or --direct_running_mode=multi_processing",
-        )
-    experiments = {part for value in flags["experiments"] or () for part in value.split(",")}
-    if runner == "PrismRunner" and PRISM_RULE not in experiments:
-        yield Problem(
-            "Prism loses rows: it splits bundles inside a key, and state is overwritten",
-            "--runner=PrismRunner",
-            f"add --experiments={PRISM_RULE}",
-        )
+    yield from lossy(runner, flags)
     if runner == "SparkRunner" and flags["streaming"]:
-        yield Problem(
-            "Beam's portable Spark runner cannot run streams: unbounded sources and finalization fail there",
-            "--streaming",
-            "run on Flink, Dataflow or Prism, or bound the source",
-        )
+        yield from without_streams(runner)
 
 
 def _parted(flag: str) -> tuple[str, str]:

@@ -1,0 +1,368 @@
+"""Sources that never end: what a connector has to say of its system, and the one adapter to Beam's unbounded sources.
+
+A connector (Kafka, Pub/Sub, MQTT) writes an `EndlessSource` and a `PartitionReader`. Everything else is here: the watermark, the
+checkpoint, the reuse of readers, and what runners need. Beam marks `apache_beam.io.unbounded_source` (2.76) as experimental, so
+nothing else imports it.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, ClassVar, NamedTuple
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam.coders import Coder
+from apache_beam.io.unbounded_source import CheckpointMark, ReadFromUnboundedSource, UnboundedReader, UnboundedSource
+from apache_beam.transforms.window import TimestampedValue
+from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
+
+from tiebeam.errors import ConfigError, Problem
+from tiebeam.rows import RESERVED, ROW_TIME, RowBatch, RowBatchCoder, timestamp_of
+from tiebeam.runners import lossy, without_streams
+from tiebeam.steps import BatchFn
+
+BATCHES_PER_BUNDLE = 16
+SECS_PER_BUNDLE = 1.0
+IDLE_SECS = 60.0
+MILLI = 1_000
+
+
+class Piece(NamedTuple):
+    """Rows of one partition, and the position behind them: any JSON value."""
+
+    partition: str
+    position: Any
+    rows: RowBatch
+
+
+class Progress(Enum):
+    """How far a partition is read. `CAUGHT_UP` only when it is known that there is nothing more now; while connecting it is `BEHIND`."""
+
+    BEHIND = "behind"
+    CAUGHT_UP = "caught up"
+    FINISHED = "finished"
+
+
+class PartitionReader(ABC):
+    """Reads some partitions of a source. One thread at a time uses it, but for `commit`."""
+
+    @abstractmethod
+    def seek(self, positions: dict[str, Any]) -> None:
+        """Reads on behind these positions; None is the start of a partition. Called first, and whenever a checkpoint is resumed."""
+
+    @abstractmethod
+    def poll(self, order: Sequence[str]) -> Piece | None:
+        """Gives what is there of one of these partitions, the first that has any. Never waits; at most 65,536 rows and 8 MB."""
+
+    @abstractmethod
+    def progress(self, partition: str) -> Progress:
+        """How far the partition is read, without waiting."""
+
+    def now(self) -> int:
+        """The time in microseconds by the clock that event times are compared with."""
+        return time.time_ns() // 1_000
+
+    def commit(self, positions: dict[str, Any]) -> None:  # noqa: B027 - most systems need not be told
+        """Tells the system what was taken in. Advice only: may never come, or twice, from any thread, and after `close`."""
+
+    def close(self) -> None:  # noqa: B027 - not every reader holds something
+        """Lets go of connections."""
+
+
+class EndlessSource(ABC):
+    """Says what there is to read: a frozen dataclass, equal by its fields, in a module that workers can import."""
+
+    disorder: int = 0
+    """How much earlier than the latest row so far a row of the same partition may be, in microseconds of event time."""
+    lag: int = 0
+    """How much earlier than now a row may be when it arrives, in microseconds: an idle partition is taken to be as far as that."""
+    bounded: bool = False
+    """Whether every partition has a declared end; it is then read as a bounded input."""
+
+    @abstractmethod
+    def partitions(self) -> Sequence[str]:
+        """The partitions there are; called on a worker, once."""
+
+    @abstractmethod
+    def reader(self, partitions: Sequence[str]) -> PartitionReader:
+        """A reader of these partitions."""
+
+
+class ReadEndless(beam.PTransform):
+    """Reads a source that never ends; one that declares an end is read as a bounded input.
+
+    Out: the row batches of its partitions, each row once.
+    Errors: ConfigError where the runner cannot run streams, or would lose rows.
+    Delivery: exactly once into the job; the position lies in the runner's checkpoint, never in the outside system.
+    Time: event time is `row_time`. The watermark is that of the slowest partition: its latest row less the declared disorder,
+    but never ahead of now; when it is known to hold nothing more, at least now less the declared lag.
+    """
+
+    def __init__(self, source: EndlessSource, *, poll_secs: float = 1.0):
+        super().__init__()
+        self.source = source
+        self.poll_secs = poll_secs
+
+    def expand(self, pbegin: Any) -> beam.PCollection:
+        if self.source.bounded:
+            partitions = pbegin | "Source" >> beam.Create([self.source]) | "Partitions" >> beam.FlatMap(_partitions).with_output_types(str)
+            return (
+                partitions
+                | "Spread" >> beam.Reshuffle()
+                | "Read" >> beam.ParDo(_ReadToEndFn(self.label, self.source, self.poll_secs)).with_output_types(RowBatch)
+            )
+        runner = type(pbegin.pipeline.runner).__name__
+        if problems := list(self._problems(runner, pbegin.pipeline.options.get_all_options())):
+            raise ConfigError(*problems)
+        adapted = _Adapted(self.source, whole=runner == "PrismRunner")
+        read = ReadFromUnboundedSource(adapted, self.poll_secs, BATCHES_PER_BUNDLE, SECS_PER_BUNDLE)
+        return pbegin | "Read" >> read | "Count" >> beam.ParDo(_CountFn(self.label)).with_output_types(RowBatch)
+
+    def _problems(self, runner: str, flags: dict[str, Any]) -> Iterator[Problem]:
+        yield from lossy(runner, flags)
+        yield from without_streams(runner)
+        if runner in ("FlinkRunner", "PortableRunner") and self.poll_secs < 1:
+            yield Problem(f"{self.poll_secs} s is less than one second", "poll_secs", "Flink cuts it to whole seconds: use 1 or more")
+
+
+def _partitions(source: EndlessSource) -> list[str]:
+    if found := list(source.partitions()):
+        return found
+    raise ConfigError(Problem("the source has no partitions", type(source).__name__))
+
+
+class _CountFn(BatchFn):
+    def apply(self, batch: RowBatch) -> Iterator[RowBatch]:
+        yield batch
+
+
+class _ReadToEndFn(BatchFn):
+    """Reads one partition to its declared end."""
+
+    def __init__(self, step: str, source: EndlessSource, poll_secs: float):
+        super().__init__(step)
+        self.source = source
+        self.poll_secs = poll_secs
+
+    def apply(self, partition: str) -> Iterator[RowBatch]:
+        reader = self.source.reader([partition])
+        try:
+            reader.seek({partition: None})
+            while True:
+                if (piece := reader.poll([partition])) is not None:
+                    yield piece.rows
+                elif reader.progress(partition) is Progress.FINISHED:
+                    return
+                else:
+                    time.sleep(self.poll_secs)
+        finally:
+            reader.close()
+
+    def emit(self, results: Any) -> Iterator[Any]:
+        for rows in super().emit(results):
+            yield TimestampedValue(rows, timestamp_of(rows))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the reading of a partition stands: its position, and its latest event time so far, which no reader could say again."""
+
+    position: Any = None
+    latest: int | None = None
+
+
+class _Mark(CheckpointMark):
+    """The places of all partitions of a restriction, and the reader to tell once they are safe; that one is not part of its bytes."""
+
+    def __init__(self, places: dict[str, _Place], reader: PartitionReader | None = None):
+        self.places = places
+        self.reader = reader
+
+    def finalize_checkpoint(self) -> None:
+        if self.reader is not None:
+            self.reader.commit({name: place.position for name, place in self.places.items()})
+
+
+class _MarkCoder(Coder):
+    """Writes a mark as JSON with a version, so that a later release reads what an older one left."""
+
+    VERSION: ClassVar = 1
+
+    def encode(self, mark: _Mark) -> bytes:
+        places = {name: [place.position, place.latest] for name, place in mark.places.items()}
+        return json.dumps({"version": self.VERSION, "partitions": places}, sort_keys=True, separators=(",", ":")).encode()
+
+    def decode(self, encoded: bytes) -> _Mark:
+        told = json.loads(encoded)
+        if told["version"] != self.VERSION:
+            found = f"the checkpoint is of version {told['version']}, and only {self.VERSION} can be read"
+            raise ConfigError(Problem(found, "checkpoint", "resume with the release that wrote it"))
+        return _Mark({name: _Place(*place) for name, place in told["partitions"].items()})
+
+    def is_deterministic(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class _Adapted(UnboundedSource):
+    """A source as Beam sees it: all partitions, or one of them.
+
+    `whole` keeps the partitions in one restriction. Prism takes the watermark of the last bundle for that of all of them, and
+    drops rows of the slower one (tests/runners/test_losses.py); as of Beam 2.77.
+    """
+
+    source: EndlessSource
+    whole: bool
+    names: tuple[str, ...] = ()
+
+    def split(self, desired_num_splits: int, options: Any = None) -> list[_Adapted]:
+        return [self] if self.whole or self.names else [replace(self, names=(name,)) for name in _partitions(self.source)]
+
+    def create_reader(self, options: Any, checkpoint_mark: Any) -> _Reader:
+        if checkpoint_mark is not None:
+            return _Reader(self.source, dict(checkpoint_mark.places))
+        return _Reader(self.source, {name: _Place() for name in self.names or _partitions(self.source)})
+
+    def get_checkpoint_mark_coder(self) -> Coder:
+        return _MarkCoder()
+
+    def default_output_coder(self) -> Coder:
+        return RowBatchCoder()
+
+
+class _Reader(UnboundedReader):
+    """Reads the partitions of one restriction, that with the earliest event time first."""
+
+    def __init__(self, source: EndlessSource, places: dict[str, _Place]):
+        self.source = source
+        self.places = places
+        self._reader: PartitionReader | None = None
+        self._piece: Piece | None = None
+        self._watermark = MIN_TIMESTAMP
+
+    def start(self) -> bool:
+        return self.advance()
+
+    def advance(self) -> bool:
+        if self._reader is None:
+            self._reader = POOL.take(self.source, self._positions())
+        reader = self._reader
+        unfinished = [name for name in self.places if reader.progress(name) is not Progress.FINISHED]
+        self._piece = reader.poll(sorted(unfinished, key=self._urgency)) if unfinished else None
+        if self._piece is not None:
+            name, position, rows = self._piece
+            self.places[name] = _Place(position, _later(self.places[name].latest, _latest(rows)))
+        self._watermark = max(self._watermark, self._reached(reader))
+        return self._piece is not None
+
+    def get_current(self) -> RowBatch:
+        assert self._piece is not None
+        return self._piece.rows
+
+    def get_current_timestamp(self) -> Timestamp:
+        return timestamp_of(self.get_current())
+
+    def get_watermark(self) -> Timestamp:
+        return self._watermark
+
+    def get_checkpoint_mark(self) -> _Mark:
+        """Also lends the reader to whoever resumes from here: Beam asks for a mark when a bundle is over."""
+        mark = _Mark(dict(self.places), self._reader)
+        if self._reader is not None and self._watermark < MAX_TIMESTAMP:
+            POOL.give(self.source, self._positions(), self._reader)
+            self._reader = None
+        return mark
+
+    def close(self) -> None:
+        if self._reader is not None:  # in the middle of a bundle: nobody knows where it stands
+            self._reader.close()
+            self._reader = None
+
+    def _positions(self) -> dict[str, Any]:
+        return {name: place.position for name, place in self.places.items()}
+
+    def _urgency(self, name: str) -> tuple[bool, int]:
+        latest = self.places[name].latest
+        return latest is not None, latest or 0
+
+    def _reached(self, reader: PartitionReader) -> Timestamp:
+        """What no later row is expected to be earlier than, less a millisecond: a row at the watermark itself must not be late."""
+        now = reader.now()  # before asking how far the partitions are: what comes in between is not counted as read
+        bounds = [
+            self._bound(self.places[name].latest, progress, now)
+            for name in self.places
+            if (progress := reader.progress(name)) is not Progress.FINISHED
+        ]
+        if not bounds:
+            return self._watermark if self._piece is not None else MAX_TIMESTAMP
+        if None in bounds:
+            return MIN_TIMESTAMP
+        earliest = min(bound for bound in bounds if bound is not None)
+        return max(MIN_TIMESTAMP, Timestamp(micros=(earliest // MILLI - 1) * MILLI))
+
+    def _bound(self, latest: int | None, progress: Progress, now: int) -> int | None:
+        """Never ahead of now: one row of a clock that runs ahead must not make all that follow late."""
+        seen = None if latest is None else min(latest - self.source.disorder, now)
+        return _later(seen, now - self.source.lag) if progress is Progress.CAUGHT_UP else seen
+
+
+def _latest(rows: RowBatch) -> int | None:
+    if ROW_TIME not in rows.schema.names:
+        return None
+    return pc.max(rows.column(ROW_TIME).cast(RESERVED[ROW_TIME]).cast(pa.int64())).as_py()
+
+
+def _later(one: int | None, other: int | None) -> int | None:
+    return max((moment for moment in (one, other) if moment is not None), default=None)
+
+
+class _Idle(NamedTuple):
+    source: EndlessSource
+    positions: dict[str, Any]
+    reader: PartitionReader
+    since: float
+
+
+class _Pool:
+    """Readers of this process that no bundle uses. Any DoFn may resume a restriction, and connecting anew is slow."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[_Idle] = []
+
+    def take(self, source: EndlessSource, positions: dict[str, Any]) -> PartitionReader:
+        """A reader that stands at these positions: one that stands there, one that is moved there, or a new one."""
+        with self._lock:
+            fitting = [idle for idle in self._idle if idle.source == source and idle.positions.keys() == positions.keys()]
+            found = next((idle for idle in fitting if idle.positions == positions), fitting[0] if fitting else None)
+            if found is not None:
+                self._idle = [idle for idle in self._idle if idle is not found]
+        reader = found.reader if found else source.reader(list(positions))
+        if found is None or found.positions != positions:
+            try:
+                reader.seek(positions)
+            except BaseException:
+                reader.close()
+                raise
+        return reader
+
+    def give(self, source: EndlessSource, positions: dict[str, Any], reader: PartitionReader) -> None:
+        """Keeps a reader for the next bundle, and closes those that none has wanted for a minute."""
+        now = time.monotonic()
+        with self._lock:
+            stale = [idle for idle in self._idle if idle.since < now - IDLE_SECS]
+            self._idle = [idle for idle in self._idle if idle.since >= now - IDLE_SECS]
+            self._idle.append(_Idle(source, positions, reader, now))
+        for idle in stale:
+            idle.reader.close()
+
+
+POOL = _Pool()
