@@ -127,7 +127,7 @@ def _fetch() -> Spark:
     """Fetches all jars into a draft that becomes the cached folder in one step. Who comes second waits for the first."""
     kept = _cached()
     kept.parent.mkdir(parents=True, exist_ok=True)
-    with kept.with_suffix(".lock").open("w") as lock:
+    with kept.with_name(f"{kept.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not kept.is_dir():
             _need("mvn")
