@@ -34,7 +34,14 @@ START_SECS = 120
 STOP_SECS = 20
 
 _FIX = f"set {ENV} to HOST:PORT of a job server of Beam for Spark, or install what is missing: Java 17, Maven and pip"
-_NEWEST = ("sdks-java-core", "runners-java-fn-execution", "runners-core-java", "model-pipeline", "model-fn-execution", "model-job-management")
+_NEWEST = (
+    "sdks-java-core",
+    "runners-java-fn-execution",
+    "runners-core-java",
+    "model-pipeline",
+    "model-fn-execution",
+    "model-job-management",
+)
 _MANAGED = {"runners-java-job-service": JOB_SERVICE, **dict.fromkeys(_NEWEST, BEAM)}
 _OF_BEAM = {"guava", "gson", "joda-time"}  # Beam calls what the older ones of Spark do not have
 _NOT_OF_BEAM = re.compile(r"spark-|beam-sdks-java-harness-|slf4j-simple-")  # the harness holds old classes of Beam's own core
@@ -194,8 +201,20 @@ def _started(jars: Path, folder: Path) -> Iterator[str]:
     with socket.socket() as any_port:
         any_port.bind(("127.0.0.1", 0))
         port = any_port.getsockname()[1]
-    server = ["--spark-master-url=local[2]", f"--job-port={port}", "--artifact-port=0", "--expansion-port=-1", f"--artifacts-dir={folder}/staged"]
-    jvm = ["-Xmx2g", f"-Djava.io.tmpdir={folder}", "-Dspark.ui.enabled=false", "-Dspark.driver.host=localhost", "-Dspark.driver.bindAddress=127.0.0.1"]
+    server = [
+        "--spark-master-url=local[2]",
+        f"--job-port={port}",
+        "--artifact-port=0",
+        "--expansion-port=-1",
+        f"--artifacts-dir={folder}/staged",
+    ]
+    jvm = [
+        "-Xmx2g",
+        f"-Djava.io.tmpdir={folder}",
+        "-Dspark.ui.enabled=false",
+        "-Dspark.driver.host=localhost",
+        "-Dspark.driver.bindAddress=127.0.0.1",
+    ]
     opened = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _OPENED]
     command = ["java", *jvm, *opened, "-cp", f"{jars}/*", "org.apache.beam.runners.spark.SparkJobServerDriver", *server]
     with (folder / "log").open("w+") as log:
