@@ -21,3 +21,10 @@ def pytest_terminal_summary(terminalreporter) -> None:
 def prism():
     """A Prism program; `prism.flags()` runs a job on it."""
     return services.obtain("prism")
+
+
+@pytest.fixture(scope="session")
+def spark():
+    """A job server with a Spark inside, for batch jobs, one at a time; `spark.flags()` runs a job on it."""
+    with services.obtain("spark").server() as server:
+        yield server

@@ -50,6 +50,7 @@ def from_an_endless_source(trials: dict[str, Trial], cases: dict[str, Case], pri
 WAYS = [
     Way("FnApiRunner", in_batch(lambda _: matrix.FNAPI)),
     Way("FnApiRunner, every bundle three times", in_batch(lambda _: [*matrix.FNAPI, "--direct_runner_bundle_repeat=2"])),
+    Way("Spark, local[2]", in_batch(lambda spark: spark.flags()), service="spark"),
     Way("Prism, TestStream", in_ticks, endless=True, together=False, service="prism"),
     Way("Prism, endless source", from_an_endless_source, endless=True, together=False, service="prism"),
 ]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tiebeam.errors import ConfigError
-from tiebeam.lab import prism
+from tiebeam.lab import prism, spark
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Service:
 
 SERVICES = {
     "prism": Service(prism.obtain, prism.find, needed_in_ci="the proofs that Prism loses rows outside its safe mode"),
+    "spark": Service(spark.obtain, spark.find, needed_in_ci="the laws on Spark"),
 }
 
 
@@ -50,7 +51,7 @@ def report() -> list[str]:
     for name, service in SERVICES.items():
         try:
             found = service.find()
-            lines.append(f"{name}: {found.how}: {found.path}" if found else f"{name}: not here (built when a test needs it)")
+            lines.append(f"{name}: {found.how}: {found.path}" if found else f"{name}: not here (obtained when a test needs it)")
         except ConfigError as e:
             lines.append(f"{name}: {'; '.join(p.what for p in e.problems)}")
     return lines

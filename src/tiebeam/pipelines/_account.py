@@ -7,6 +7,7 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics.metric import MetricsFilter
+from apache_beam.pipeline import AppliedPTransform
 
 from tiebeam import steps, terminal
 from tiebeam.delivery import ALREADY_PUBLISHED
@@ -33,17 +34,26 @@ class Outcome:
         return self.read == self.accepted + self.rejected
 
 
-class _Labels(beam.pipeline.PipelineVisitor):
+class _Leaves(beam.pipeline.PipelineVisitor):
     def __init__(self):
-        self.leaves: list[str] = []
+        self.leaves: list[AppliedPTransform] = []
 
     def visit_transform(self, node: Any) -> None:
-        self.leaves.append(node.full_label)
+        self.leaves.append(node)
 
 
 def leaf_labels(p: beam.Pipeline) -> list[str]:
     """The full labels of a graph's innermost steps, in order."""
-    visitor = _Labels()
+    return [leaf.full_label for leaf in _leaves(p)]
+
+
+def labels_by_id(p: beam.Pipeline) -> dict[str, str]:
+    """The label of each innermost step by the id that it has in a submitted graph: job servers count by ids."""
+    return {p.component_id_map.get_or_assign(leaf, AppliedPTransform, leaf.full_label): leaf.full_label for leaf in _leaves(p)}
+
+
+def _leaves(p: beam.Pipeline) -> list[AppliedPTransform]:
+    visitor = _Leaves()
     p.visit(visitor)
     return visitor.leaves
 
@@ -74,15 +84,18 @@ def _step_line(step: str, counted: dict[str, int]) -> str:
     return f"{'':>14}{step[:38]:<38} in {into:>11,}  out {out:>11,}  rejected {rejected:>7,}"
 
 
-def account(outcome: Outcome, result: Any, graph: list[str], accepts: str | None, reads: tuple[str, ...]) -> None:
-    """Fills an outcome from the runner's committed metrics; `graph` is its leaf labels.
+def account(outcome: Outcome, result: Any, by_id: dict[str, str], accepts: str | None, reads: tuple[str, ...]) -> None:
+    """Fills an outcome from the runner's committed metrics; `by_id` has the labels of the innermost steps, in order.
 
     Rows of the steps `reads` count as read, by default those of every source.
     """
     counters = result.metrics().query(MetricsFilter().with_namespace(steps.NAMESPACE))["counters"]
+    graph = list(by_id.values())
     leaves: dict[str, dict[str, int]] = {}
     for c in counters:
-        leaves.setdefault(c.key.step, {})[c.key.metric.name] = c.committed if c.committed is not None else c.attempted
+        leaves.setdefault(by_id.get(c.key.step, c.key.step), {})[c.key.metric.name] = (
+            c.committed if c.committed is not None else c.attempted
+        )
     place = {leaf: i for i, leaf in enumerate(graph)}
     leaves = dict(sorted(leaves.items(), key=lambda item: place.get(item[0], len(place))))
     of_delivery = {leaf: c for leaf, c in leaves.items() if leaf.startswith("Deliver/")}

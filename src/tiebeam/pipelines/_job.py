@@ -33,7 +33,7 @@ from tiebeam.delivery import Delivery
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.options import declared, parse
 from tiebeam.pipelines import _runner
-from tiebeam.pipelines._account import Outcome, account, leaf_labels, progress_lines, summary, top_labels
+from tiebeam.pipelines._account import Outcome, account, labels_by_id, progress_lines, summary, top_labels
 
 SAMPLE_ROWS = 10_000
 
@@ -160,8 +160,8 @@ def run(name: str, argv: list[str] | None = None) -> int:
 def execute(job: Job, *, prior_attempts: dict[str, int] | None = None) -> Outcome:
     """Builds and runs a prepared job, showing progress. Raises JobFailedError."""
     p, delivery = assemble(job, prior_attempts=prior_attempts)
-    graph, reads = leaf_labels(p), getattr(job.module, "READS", ())
-    labels = top_labels(graph)
+    by_id, reads = labels_by_id(p), getattr(job.module, "READS", ())
+    labels = top_labels(list(by_id.values()))
     outcome = Outcome(job.name, job.run_id, job.runner, dead_letters=delivery.store_location(), outputs=list(delivery.sinks))
     steps.reset_tally()
     started = time.monotonic()
@@ -180,7 +180,7 @@ def execute(job: Job, *, prior_attempts: dict[str, int] | None = None) -> Outcom
             delivery.discard()
             raise JobFailedError(*explain(e)) from (e if logging.getLogger("tiebeam").isEnabledFor(logging.DEBUG) else None)
     outcome.seconds = time.monotonic() - started
-    account(outcome, result, graph, getattr(job.module, "ACCEPTS", None), reads)
+    account(outcome, result, by_id, getattr(job.module, "ACCEPTS", None), reads)
     if hasattr(job.module, "finish"):
         job.module.finish(job.options, outcome)
     return outcome
