@@ -205,7 +205,10 @@ def test_windows_agree_with_sql(table):
     timed = table.filter(table.column("row_time").is_valid())
     aggregate = Aggregate(by=("key",), window="1m", shards=2, rows=Count(), whole=Sum("n"))
     ours = [tuple(row.values()) for row in reduce(aggregate, timed.to_batches()).to_pylist()]
-    sql = "select date_trunc('minute', row_time) w, key, count(*), sum(n), w from rows group by all order by 1, 2 nulls last"
+    sql = (
+        "select date_trunc('minute', row_time) w, w + interval 1 minute, key, count(*), sum(n), w + interval 59999999 microseconds "
+        "from rows group by all order by w, key nulls last"
+    )
     connection = duckdb.connect()
     connection.execute("set timezone = 'UTC'")
     theirs = connection.register("rows", timed).execute(sql).fetchall()
@@ -441,12 +444,13 @@ def windowed_rows() -> list[pa.RecordBatch]:
 
 
 def test_a_windowed_sum():
-    start = dt.datetime(2026, 1, 1, tzinfo=UTC)
+    start, tick = dt.datetime(2026, 1, 1, tzinfo=UTC), dt.timedelta(microseconds=1)
+    end = MINUTE + dt.timedelta(minutes=1)
     expected = [
-        {"window_start": start, "shop": "a", "total": math.fsum([0.1, 0.7]), "row_time": start},
-        {"window_start": start, "shop": "b", "total": 0.2, "row_time": start},
-        {"window_start": MINUTE, "shop": "a", "total": 4.0, "row_time": MINUTE},
-        {"window_start": MINUTE, "shop": None, "total": 5.0, "row_time": MINUTE},
+        {"window_start": start, "window_end": MINUTE, "shop": "a", "total": math.fsum([0.1, 0.7]), "row_time": MINUTE - tick},
+        {"window_start": start, "window_end": MINUTE, "shop": "b", "total": 0.2, "row_time": MINUTE - tick},
+        {"window_start": MINUTE, "window_end": end, "shop": "a", "total": 4.0, "row_time": end - tick},
+        {"window_start": MINUTE, "window_end": end, "shop": None, "total": 5.0, "row_time": end - tick},
     ]
     for flags in ((), ("--direct_runner_bundle_repeat=2",)):
         assert run(windowed_rows(), Aggregate(by=("shop",), window="1m", total=Sum("x")), *flags) == sorted(expected, key=repr)
@@ -459,7 +463,9 @@ def test_windows_can_be_chained():
         assert_that(days, keep)
     (batch,) = _RESULTS.pop()
     start = dt.datetime(2026, 1, 1, tzinfo=UTC)
-    assert batch.to_pylist() == [{"window_start": start, "total": 10.0, "n": 4, "row_time": start}]
+    end = dt.datetime(2026, 1, 2, tzinfo=UTC)
+    last = end - dt.timedelta(microseconds=1)
+    assert batch.to_pylist() == [{"window_start": start, "window_end": end, "total": 10.0, "n": 4, "row_time": last}]
 
 
 def test_results_are_stamped_with_their_time():
@@ -567,11 +573,11 @@ def test_every_problem_is_reported_at_once():
     assert len(refused.value.problems) == 3
 
 
-def test_unbounded_input_is_refused():
+def test_unbounded_input_without_windows_is_refused():
     with beam.Pipeline(runner="FnApiRunner") as p:
         rows = p | beam.Create([pa.record_batch({"x": [1]})])
         rows.is_bounded = False
-        with pytest.raises(ConfigError, match="bounded input only"):
+        with pytest.raises(ConfigError, match="cut it into windows"):
             rows | Aggregate(n=Count())
 
 

@@ -134,7 +134,7 @@ class _ShardFn(BatchFn):
             if is_view(field.type):
                 batch = with_column(batch, field.name, plain(batch.column(field.name)))
         if self.fold.timed:
-            batch, refused = _in_time(self.step, batch)
+            batch, refused = in_time(self.step, batch)
             yield from refused
         yield self.fold.trim(self.name, batch)
 
@@ -161,7 +161,8 @@ def check_columns(step: str, rows: pa.Schema, keys: Iterable[str], timed: bool) 
         raise ConfigError(*problems)
 
 
-def _in_time(step: str, batch: RowBatch) -> tuple[RowBatch, list[Letters]]:
+def in_time(step: str, batch: RowBatch) -> tuple[RowBatch, list[Letters]]:
+    """The rows whose event time every engine can tell, and letters of the others."""
     timeless = batch.column(ROW_TIME).is_null()
     micros = batch.column(ROW_TIME).cast(RESERVED[ROW_TIME]).cast(pa.int64())
     strange = pc.fill_null(pc.or_(pc.less(micros, EARLIEST), pc.greater(micros, LATEST)), False)

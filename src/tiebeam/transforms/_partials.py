@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tiebeam.errors import Problem
+from tiebeam.errors import ConfigError, Problem
 from tiebeam.rows import ROW_POSITION, RowBatch
 from tiebeam.transforms._reducers import First, Last, Reducer
 from tiebeam.transforms._sketches import FineReducer
@@ -44,6 +44,14 @@ class Partials:
                 yield from (Problem(trouble, name) for trouble in reducer.problems())
             else:
                 yield Problem(f"{reducer!r} is no reducer", name, 'write Sum("amount"), Count(), …')
+
+    def check(self, rows: pa.Schema) -> None:
+        """Raises ConfigError when rows of a schema lack a column that is read, or cannot be reduced so."""
+        missing = [c for c in self.columns if c not in rows.names and c != ROW_POSITION]
+        if missing:
+            there = f"the rows have: {', '.join(rows.names)}"
+            raise ConfigError(*(Problem(f"there is no column {c!r}", fix=there) for c in missing))
+        self.types(rows)
 
     def types(self, rows: pa.Schema) -> dict[str, pa.DataType]:
         """The types of the results for rows of a schema; raises ConfigError when they cannot be reduced so."""

@@ -162,7 +162,7 @@ class Pile:
         self._merge_at = MERGE_ROWS
 
     def add(self, part: str, states: pa.Table, schema: pa.Schema) -> None:
-        self.schema = schema if self.schema in (None, schema) else _agree(self.schema, schema)
+        self.schema = schema if self.schema in (None, schema) else agree(self.schema, schema)
         self.parts.setdefault(part, []).append(states)
         self.rows += len(states)
         if self.rows > self._merge_at:
@@ -178,7 +178,8 @@ class Pile:
         return {part: tables[0] for part, tables in self.parts.items()}
 
 
-def _agree(one: pa.Schema, other: pa.Schema) -> pa.Schema:
+def agree(one: pa.Schema, other: pa.Schema) -> pa.Schema:
+    """What both schemas have in common, null where neither has values; raises ConfigError when they differ."""
     for a, b in zip(one, other, strict=True):
         if a.type != b.type and not pa.types.is_null(a.type) and not pa.types.is_null(b.type):
             what = f"the column {a.name!r} is {a.type} in some batches and {b.type} in others"

@@ -1,10 +1,11 @@
 """Aggregates rows by keys and windows of event time: counts, sums, extremes, moments, first and last, top-k, sketches.
 
-Rows are reduced inside each batch, then across the batches of a bundle, and only these partial states are shuffled, one
-batch per shard, never one element per key. Every state merges exactly, so results never depend on how rows were cut, on
-their order or on the runner. Floating-point sums too: see docs/decisions/0004-float-sums.md.
+Bounded input is reduced inside each batch, then across the batches of a bundle, and only these partial states are shuffled, one
+batch per shard, never one element per key. An endless one is folded tick by tick (tiebeam.transforms._window_fold), from the same
+states. Every state merges exactly, so results never depend on how rows were cut, on their order, on the runner or on whether the
+input ends. Floating-point sums too: see docs/decisions/0004-float-sums.md.
 
-Window assignment follows the Beam model (fixed windows, aligned with 1970-01-01 UTC).
+Windows are those of the Beam model: https://beam.apache.org/documentation/programming-guide/#windowing.
 """
 
 from __future__ import annotations
@@ -14,25 +15,40 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
-import pyarrow.compute as pc
 from apache_beam.transforms.window import GlobalWindow, GlobalWindows, TimestampCombiner, TimestampedValue
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
 from apache_beam.utils.windowed_value import WindowedValue
 
-from tiebeam.dead_letters import REJECTED, Letters, letters_of_rows, route
+from tiebeam.dead_letters import REJECTED, Letters, route
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.rows import RESERVED, ROW_TIME, RowBatch, batches, one_batch, timestamp_of
 from tiebeam.steps import BatchFn
+from tiebeam.transforms._fold import Fold, names
+from tiebeam.transforms._keyed import Keyed, WithLate, in_time
 from tiebeam.transforms._moments import StdDev, Variance
 from tiebeam.transforms._partials import Partials, Parts
 from tiebeam.transforms._reducers import Count, First, Last, Max, Mean, Min, Reducer, Sum
 from tiebeam.transforms._shards import SHARDS, split
 from tiebeam.transforms._sketches import ApproxDistinct, ApproxQuantiles, TopK
 from tiebeam.transforms._states import KEY, Pile, plain
-from tiebeam.transforms._windows import WINDOW_START, window_micros, window_starts
+from tiebeam.transforms._ticks import LATE
+from tiebeam.transforms._window_fold import PANE, SessionWindowFold, WindowFold, Windows
+from tiebeam.transforms._windows import (
+    WINDOW_END,
+    WINDOW_START,
+    Calendar,
+    Fixed,
+    Sessions,
+    Sliding,
+    Window,
+    length_micros,
+    lengths,
+    windowing,
+)  # fmt: skip
 
 __all__ = [
-    "Aggregate", "ApproxDistinct", "ApproxQuantiles", "Count", "First", "Last", "Max", "Mean", "Min", "StdDev", "Sum", "TopK", "Variance",
+    "Aggregate", "ApproxDistinct", "ApproxQuantiles", "Calendar", "Count", "First", "Fixed", "Last", "Max", "Mean", "Min", "Sessions",
+    "Sliding", "StdDev", "Sum", "TopK", "Variance",
 ]  # fmt: skip
 
 MAX_PARTIAL_ROWS = 500_000
@@ -41,16 +57,21 @@ MAX_PARTIAL_ROWS = 500_000
 class Aggregate(beam.PTransform):
     """Groups rows by the columns `by`, and by windows of event time if asked, and reduces each group to one row.
 
+    `window` is a length, for fixed windows ("30s", "1m", "6h", "1d", or a number of seconds), or one of Fixed(size, offset),
+    Sliding(size, period), Sessions(gap), Calendar("day", zone).
     In: any rows that have the columns named. A column has one type in all batches (or null where a batch has no value).
     Null is a key like any other; so is NaN, and -0.0 is 0.0.
-    Out: `window_start` (timestamp[us, UTC], first, only with a window), the columns of `by` in their types, one column
-    per reducer, and with a window `row_time`, equal to `window_start`, so that aggregates can be chained. The schema
-    follows from that of the rows: `output_schema`. Sorted by window and keys within a batch. No rows, no output.
-    Errors: `no_event_time` for rows without `row_time` when a window was asked for. A sum beyond its type stops the job.
-    State: one partial row per group and bundle, given on when they are more than 500,000; on merging, the groups of a
-    shard are in memory, so that more groups want more `shards`.
-    Time: event time. `window` is a length: "30s", "1m", "6h", "1d", or a number of seconds. Bounded input only, for now;
-    elements are in the global window, and stamped with their smallest `row_time`.
+    Out: with a window `window_start` and `window_end` (timestamp[us, UTC], the end excluded); the columns of `by` in their types, one
+    column per reducer, and with a window `row_time`, its last microsecond, so that aggregates can be chained. The schema follows from
+    that of the rows: `output_schema`. Sorted by window and keys within a batch. No rows, no output.
+    Errors: `no_event_time` for rows without `row_time` when a window was asked for; `time_out_of_range`, and of an endless
+    input `late`. A sum beyond its type stops the job.
+    State: bounded: one partial row per group and bundle, given on when they are more than 500,000; on merging, the groups of a shard
+    are in memory, so that more groups want more `shards`. Endless: one partial row per key and pane of an open window.
+    Time: event time. An endless input needs a window. It is told when it is over, after `lateness`; rows later than that leave whole by the
+    output `late` (`late="output"` gives a `WithLate`) or are dead letters. With `early` every window that changed is also told so often
+    in event time, with a column `pane`, "early" or "on_time": all that is known of it (`accumulation="accumulating"`), or what
+    came new since it was told (`"discarding"`). A bounded input has only panes on time.
 
     Example:
         >>> batch = pa.record_batch({"shop": ["a", "b", "a"], "amount": [0.1, 5.0, 0.2]})
@@ -61,55 +82,100 @@ class Aggregate(beam.PTransform):
         {'shop': 'b', 'total': 5.0, 'n': 1}
     """
 
-    def __init__(self, by: Iterable[str] = (), window: str | float | None = None, shards: int = SHARDS, **reducers: Reducer):
+    def __init__(
+        self,
+        by: str | Iterable[str] = (),
+        window: Window = None,
+        shards: int = SHARDS,
+        *,
+        early: str | float | None = None,
+        accumulation: str = "accumulating",
+        tick: str | float | None = None,
+        lateness: str | float = 0,
+        late: str = "reject",
+        **reducers: Reducer,
+    ):
         super().__init__()
-        self.by = (by,) if isinstance(by, str) else tuple(by)
-        self.window_micros, problems = window_micros(window)
+        self.by = names(by)
+        self.window, problems = windowing(window)
+        self.early, self.tick = lengths(problems, early=early, tick=tick)
+        (self.lateness,) = lengths(problems, 0, lateness=lateness)
         self.shards = shards
+        self.discarding = accumulation == "discarding"
+        self.late = late
         self.partials = Partials(reducers)
-        problems += self._problems()
+        problems += self._problems(accumulation)
         if problems:
             raise ConfigError(*problems)
 
-    def _problems(self) -> Iterator[Problem]:
+    def _problems(self, accumulation: str) -> Iterator[Problem]:
         if not self.keys and not self.partials.reducers:
             yield Problem("there is nothing to compute", "Aggregate", 'name keys or reducers, such as total=Sum("amount")')
         if not isinstance(self.shards, int) or not 1 <= self.shards <= 1 << 16:
             yield Problem(f"{self.shards!r} is not a number from 1 to 65,536", "shards")
         for name in {key for key in self.by if self.by.count(key) > 1}:
             yield Problem(f"{name!r} is named twice", "by")
-        taken = [*self.by, *([WINDOW_START, ROW_TIME] if self.window_micros else [])]
-        for name in {WINDOW_START, ROW_TIME} & set(self.by) if self.window_micros else ():
+        told = {WINDOW_START, WINDOW_END, ROW_TIME, *([PANE] if self.early else [])} if self.window else set()
+        for name in sorted(told & set(self.by)):
             yield Problem(f"{name!r} is the name of the window's own column in the result", "by", "derive it under another name")
-        yield from self.partials.problems(taken)
+        yield from self.partials.problems([*self.by, *told])
+        if accumulation not in ("accumulating", "discarding"):
+            yield Problem(f"{accumulation!r} is not one of accumulating, discarding", "accumulation")
+        if self.late not in ("reject", "output"):
+            yield Problem(f"{self.late!r} is not one of reject, output", "late")
+        if self.early and (self.window is None or isinstance(self.window, Sessions)):
+            yield Problem("only fixed, sliding and calendar windows are told early", "early", 'add window="1h", or leave it out')
+        if self.early and any(isinstance(r, Reducer) and r.fine_grained for r in self.partials.reducers.values()):
+            yield Problem("TopK, ApproxDistinct and ApproxQuantiles are not told early", "early", "ask them in an Aggregate of their own")
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The columns that tell groups apart."""
-        return (WINDOW_START, *self.by) if self.window_micros else self.by
+        return (WINDOW_START, *self.by) if self.window else self.by
 
     def output_schema(self, rows: pa.Schema) -> pa.Schema:
         """The schema of the result for rows of a schema; raises ConfigError when they cannot be aggregated so."""
         _check_columns(self, rows)
         known = pa.schema([(field.name, plain(pa.nulls(0, field.type)).type) for field in rows])
-        fields = [(WINDOW_START, RESERVED[ROW_TIME])] if self.window_micros else []
+        fields = [(name, RESERVED[ROW_TIME]) for name in (WINDOW_START, WINDOW_END)] if self.window else []
         fields += [(key, known.field(key).type) for key in self.by]
         fields += list(self.partials.types(rows).items())
-        return pa.schema(fields + ([(ROW_TIME, RESERVED[ROW_TIME])] if self.window_micros else []))
+        fields += [(PANE, pa.string())] if self.early else []
+        return pa.schema(fields + ([(ROW_TIME, RESERVED[ROW_TIME])] if self.window else []))
 
-    def expand(self, rows: beam.PCollection) -> beam.PCollection:
-        if not rows.is_bounded:
-            raise ConfigError(Problem("takes bounded input only, for now", self.label, "bound the source"))
+    def keyed(self) -> Keyed:
+        """What folds the windows of an endless input, and sessions of any."""
+        assert self.window is not None
+        if isinstance(self.window, Sessions):
+            fold: Fold = SessionWindowFold(self.by, length_micros(self.window.gap, "gap")[0], self.partials)
+        else:
+            fold = WindowFold(self.windows, self.discarding)
+        tick = self.tick or self.early or self.window.tick
+        return Keyed(fold, tick=tick, shards=self.shards, lateness=self.lateness, late=self.late)
+
+    @property
+    def windows(self) -> Windows:
+        assert self.window is not None and not isinstance(self.window, Sessions)
+        return Windows(self.by, self.window, self.partials, bool(self.early))
+
+    def expand(self, rows: beam.PCollection) -> Any:
+        if not rows.is_bounded and self.window is None:
+            what = "an input that never ends has no whole to aggregate"
+            raise ConfigError(Problem(what, self.label, 'cut it into windows: window="1h"'))
+        if not rows.is_bounded or isinstance(self.window, Sessions):
+            return rows | "Windows" >> self.keyed()
         earliest = beam.WindowInto(GlobalWindows(), timestamp_combiner=TimestampCombiner.OUTPUT_AT_EARLIEST)
         combined = beam.ParDo(_CombineFn(self.label, self)).with_output_types(tuple[int, RowBatch]).with_outputs(REJECTED, main="rows")
         states = route(rows | "Whole run" >> earliest | "Combine within bundles" >> combined)
-        merge = beam.ParDo(_MergeFn(self.label, self)).with_output_types(RowBatch)
-        return states | "Group by shard" >> beam.GroupByKey() | "Merge" >> merge
+        merge = beam.ParDo(_MergeFn(self.label, self)).with_output_types(RowBatch).with_outputs(LATE, main="rows")
+        merged = states | "Group by shard" >> beam.GroupByKey() | "Merge" >> merge
+        merged[LATE].element_type = RowBatch
+        return WithLate(merged.rows, merged[LATE]) if self.late == "output" else merged.rows
 
 
 def _check_columns(aggregate: Aggregate, rows: pa.Schema) -> None:
     needed = [*aggregate.by, *(c for reducer in aggregate.partials.reducers.values() for c in reducer.columns())]
-    needed += [ROW_TIME] if aggregate.window_micros else []
+    needed += [ROW_TIME] if aggregate.window else []
     missing = sorted({c for c in needed if c not in rows.names})
     if missing:
         there = f"the rows have: {', '.join(rows.names)}"
@@ -126,11 +192,7 @@ class _CombineFn(BatchFn):
 
     def __init__(self, step: str, aggregate: Aggregate):
         super().__init__(step)
-        self.keys = aggregate.keys
-        self.by = aggregate.by
-        self.shards = aggregate.shards
-        self.micros = aggregate.window_micros
-        self.partials = aggregate.partials
+        self.aggregate = aggregate
         self.check = aggregate.output_schema
         self._checked: pa.Schema | None = None
 
@@ -150,31 +212,31 @@ class _CombineFn(BatchFn):
         if batch.schema != self._checked:
             self.check(batch.schema)
             self._checked = batch.schema
-        if self.micros and batch.column(ROW_TIME).null_count:
-            timeless = batch.column(ROW_TIME).is_null()
-            refused = batch.filter(timeless)
-            detail = f"{ROW_TIME} is null, so the row belongs to no window"
-            yield letters_of_rows(self.step, refused, "no_event_time", [detail] * refused.num_rows)
-            batch = batch.filter(pc.invert(timeless))
+        if self.aggregate.window:
+            batch, refused = in_time(self.step, batch)
+            yield from refused
         if batch.num_rows:
             self._reduce(batch)
 
     def _reduce(self, batch: RowBatch) -> None:
-        keys = {key: plain(batch.column(key)) for key in self.by}
-        if self.micros:
-            keys = {WINDOW_START: window_starts(batch.column(ROW_TIME).cast(RESERVED[ROW_TIME]), self.micros)} | keys
-        rows = self.partials.read(batch)
-        for part, states in self.partials.lift(rows, keys).items():
-            self._pile.add(part, states, rows.schema)
+        aggregate = self.aggregate
+        if aggregate.window:
+            parts, types = aggregate.windows.lift(batch)
+        else:
+            read = aggregate.partials.read(batch)
+            parts, types = aggregate.partials.lift(read, {key: plain(batch.column(key)) for key in aggregate.by}), read.schema
+        for part, states in parts.items():
+            self._pile.add(part, states, types)
 
     def _hand_on(self) -> Iterator[tuple[int, RowBatch]]:
         pile, self._pile = self._pile, Pile()
         if pile.schema is None:
             return
         rows = pile.schema.serialize().to_pybytes()
+        together = self.aggregate.by if isinstance(self.aggregate.window, Sliding) else self.aggregate.keys  # panes meet in windows
         for part, states in pile.merge().items():
             facts = {"part": part, "rows": rows}
-            yield from split(one_batch(states.replace_schema_metadata(facts)), [KEY + key for key in self.keys], self.shards)
+            yield from split(one_batch(states.replace_schema_metadata(facts)), [KEY + key for key in together], self.aggregate.shards)
 
 
 class _MergeFn(BatchFn):
@@ -190,7 +252,12 @@ class _MergeFn(BatchFn):
             facts = batch.schema.metadata  # travels with the batch: a shard knows no other
             rows = pa.ipc.read_schema(pa.py_buffer(facts[b"rows"]))
             pile.add(facts[b"part"].decode(), pa.Table.from_batches([batch.replace_schema_metadata()]), rows)
-        if pile.schema is not None:
+        if pile.schema is None:
+            return
+        if self.aggregate.window:
+            windows = self.aggregate.windows
+            yield from windows.told(windows.of_panes(pile.merge()), pile.schema)
+        else:
             yield from batches(_results(self.aggregate, pile.merge(), pile.schema))
 
     def emit(self, results: Any) -> Iterator[Any]:
@@ -200,7 +267,5 @@ class _MergeFn(BatchFn):
 
 def _results(aggregate: Aggregate, parts: Parts, rows: pa.Schema) -> pa.Table:
     found = aggregate.partials.lower(parts, rows)
-    types = aggregate.partials.types(rows)
-    columns = {key: found.column(KEY + key) for key in aggregate.keys}
-    columns |= {name: found.column(name).cast(kind) for name, kind in types.items()}
-    return pa.table(columns | ({ROW_TIME: columns[WINDOW_START]} if aggregate.window_micros else {}))
+    columns = {key: found.column(KEY + key) for key in aggregate.by}
+    return pa.table(columns | {name: found.column(name).cast(kind) for name, kind in aggregate.partials.types(rows).items()})
