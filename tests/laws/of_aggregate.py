@@ -130,7 +130,7 @@ CASES = [
     case("of two keys", "5m", windows(fixed(300), ["user", "device"], COUNTED), by=("user", "device"), reducers=COUNT),
     case("sliding", Sliding("3m", "1m"), windows(sliding(180, 60), ["user"], FIGURES)),
     case("sliding by part of a pane", Sliding("50s", "30s"), windows(sliding(50, 30), ["user"], COUNTED), reducers=COUNT),
-    case("with time between them", Sliding("40s", "1m"), windows(sliding(40, 60), ["user"], COUNTED), reducers=COUNT, tick="35s"),
+    case("with time between them", Sliding("5m", "8m"), windows(sliding(300, 480), ["user"], COUNTED), reducers=COUNT, tick="35s"),
     case("sessions", Sessions("2m"), sessions),
     case("months", Calendar("month"), windows(months, ["user"], FIGURES), tick="3m"),
     case("fine reducers", Sliding("2m", "1m"), windows(sliding(120, 60), ["user"], FINELY), reducers=FINE),
