@@ -42,12 +42,13 @@ class Windows:
         """The partial results of the windows that end in (after, upto]."""
         found = {}
         for name, table in parts.items():
-            number, starts = self.windowing.windows(table.column(_START).cast(pa.int64()).to_numpy())
+            panes = table.column(_START).cast(pa.int64()).to_numpy()
+            number, starts = self.windowing.windows(panes)
             ends = self.windowing.ends(starts)
             asked = (ends > after) & (ends <= upto)
             chosen = table.take(pa.array(number[asked]))
             chosen = chosen.set_column(chosen.schema.get_field_index(_START), _START, times_of(starts[asked]))
-            found[name] = combine(chosen) if len(number) > len(table) else chosen
+            found[name] = chosen if starts is panes else combine(chosen)
         return found
 
     def told(self, parts: Parts, types: pa.Schema, pane: str = ON_TIME, at: int | None = None) -> Iterator[RowBatch]:
