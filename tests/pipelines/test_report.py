@@ -73,6 +73,12 @@ CREATE TABLE campaigns AS
     FROM range(4) r(i);
 CREATE TABLE households AS
     SELECT i AS household_id, 1 + i % 5 AS recency, 1 + i % 4 AS frequency, 7::DECIMAL(18,2) AS revenue FROM range(20) r(i);
+CREATE TABLE spells AS
+    SELECT i % 13 AS household_id, 2 AS baskets, 5::DECIMAL(18,2) AS revenue, DATE '2017-01-01' + i::INTEGER AS last_day
+    FROM range(60) r(i);
+CREATE TABLE after_coupons AS
+    SELECT nullif(i, 5) AS week, 10 AS baskets, 8 AS compared, CASE WHEN i != 3 THEN 1.5 - i / 10 END AS ratio, 5::DECIMAL(18,2) AS revenue
+    FROM range(1, 6) r(i);
 CREATE TABLE segments AS SELECT hostile('s') AS segment, 20 AS households, 40 AS baskets, 140::DECIMAL(18,2) AS revenue;
 """
 
@@ -123,7 +129,8 @@ def test_the_page_reaches_for_nothing_outside(warehouse):
 
 def test_every_section_is_there_and_reached_from_the_navigation(warehouse):
     page = Page(render(warehouse, rejected()))
-    sections = {"revenue", "hours", "departments", "weeks", "products", "baskets", "repeats", "campaigns", "segments", "rejected", "run"}
+    sections = {"revenue", "hours", "departments", "weeks", "products", "baskets", "repeats", "campaigns", "coupons", "spells"}
+    sections |= {"segments", "rejected", "run"}
     assert sections <= page.ids
     assert {f"#{key}" for key in sections} <= {value for name, value in page.attributes if name == "href"}
 

@@ -18,7 +18,7 @@ CREATE TABLE lines AS
     SELECT t.household_id, t.basket_id, t.product_id, t.sales_value::DECIMAL(18,2) AS revenue,
            coalesce(p.department, 'NOT LISTED') AS department, p.product_category, p.product_type, p.brand, p.package_size,
            (t.transaction_timestamp AT TIME ZONE 'UTC' AT TIME ZONE 'America/New_York') AS local_time,
-           local_time::DATE AS day
+           local_time::DATE AS day, t.transaction_timestamp AS moment
     FROM '{data}/transactions.parquet' t LEFT JOIN products p USING (product_id);
 """
 
@@ -141,6 +141,38 @@ TABLES = {
                     ELSE 'dormant' END AS segment,
                d.age, d.income, d.household_size
         FROM scored s LEFT JOIN demographics d USING (household_id)
+    """,
+    "spells": """
+        WITH baskets AS (
+            SELECT household_id, basket_id, min(moment) AS moment, min(day) AS day, sum(revenue) AS revenue FROM lines GROUP BY ALL
+        ),
+        begun AS (
+            SELECT *, coalesce(moment - lag(moment) OVER w >= INTERVAL 28 DAYS, true) AS first FROM baskets
+            WINDOW w AS (PARTITION BY household_id ORDER BY moment)
+        ),
+        numbered AS (SELECT *, sum(first::INT) OVER (PARTITION BY household_id ORDER BY moment) AS spell FROM begun)
+        SELECT household_id, count(*) AS baskets, sum(revenue)::DECIMAL(18,2) AS revenue, min(day) AS first_day, max(day) AS last_day
+        FROM numbered GROUP BY household_id, spell
+    """,
+    "after_coupons": """
+        WITH baskets AS (
+            SELECT household_id, basket_id, min(moment) AS moment, min(day) AS day, sum(revenue) AS revenue FROM lines GROUP BY ALL
+        ),
+        usual AS (
+            SELECT b.basket_id, count(*) AS earlier, sum(e.revenue)::DOUBLE / count(*) AS mean
+            FROM baskets b JOIN baskets e ON e.household_id = b.household_id
+            AND (e.moment, e.basket_id) < (b.moment, b.basket_id) AND e.moment > b.moment - INTERVAL 90 DAYS
+            GROUP BY b.basket_id
+        ),
+        told AS (
+            SELECT b.basket_id, b.revenue, CASE WHEN u.earlier >= 5 AND u.mean != 0 THEN b.revenue::DOUBLE / u.mean END AS ratio,
+                   b.day - (SELECT max(r.redemption_date::DATE) FROM redemptions r
+                            WHERE r.household_id = b.household_id AND r.redemption_date::DATE <= b.day) AS days
+            FROM baskets b LEFT JOIN usual u USING (basket_id)
+        )
+        SELECT CASE WHEN days < 28 THEN (days // 7 + 1)::TINYINT END AS week, count(*) AS baskets, count(ratio) AS compared,
+               avg(ratio) AS ratio, sum(revenue)::DECIMAL(18,2) AS revenue
+        FROM told GROUP BY week
     """,
     "segments": """
         WITH h AS ({households})

