@@ -29,6 +29,8 @@ PIPELINES = {
     "ingest": "tiebeam.pipelines.ingest",
     "replay": "tiebeam.pipelines.replay",
     "retail": "tiebeam.pipelines.retail",
+    "rollup": "tiebeam.pipelines.rollup",
+    "sessions": "tiebeam.pipelines.sessions",
 }
 _PREFIX = {"source": "ReadFrom", "sink": "WriteTo"}
 

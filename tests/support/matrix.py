@@ -57,13 +57,15 @@ class _SaveFn(beam.DoFn):
         draft.replace(self.path)
 
 
-def _save(rows: beam.PCollection, path: Path, label: str) -> None:
+def save(rows: beam.PCollection, path: Path, label: str) -> None:
+    """Writes the rows of a job to a file; `saved` reads it."""
     keyed = rows | f"Key {label}" >> beam.Map(lambda batch: (0, batch)).with_output_types(tuple[int, RowBatch])
     grouped = keyed | f"All {label}" >> beam.WindowInto(GlobalWindows()) | f"Group {label}" >> beam.GroupByKey()
     _ = grouped | f"Save {label}" >> beam.ParDo(_SaveFn(str(path)))
 
 
-def _saved(path: Path) -> Rows:
+def saved(path: Path) -> Rows:
+    """The rows in a file, none where there is no file."""
     rows: Rows = []
     content = path.read_bytes() if path.exists() else b""
     while content:
@@ -107,7 +109,7 @@ def run(trials: dict[str, Trial], begin: Begin, flags: list[str]) -> dict[str, O
             for name, trial in trials.items():
                 letters[name] = _built(p, name, trial, given[name], Path(folder))
         return {
-            name: Outcome(_saved(Path(folder, name, "rows")), canonical([row for path in paths for row in _saved(path)]))
+            name: Outcome(saved(Path(folder, name, "rows")), canonical([row for path in paths for row in saved(path)]))
             for name, paths in letters.items()
         }
 
@@ -118,11 +120,11 @@ def _built(p: beam.Pipeline, name: str, trial: Trial, given: dict[str, beam.PCol
     inputs, apply = trial.begun(given), trial.apply
     out = inputs | f"Apply {name}" >> apply if isinstance(apply, beam.PTransform) else apply(inputs)
     rows, late = out if isinstance(out, tuple) else (out, None)
-    _save(rows, folder / name / "rows", f"rows {name}")
+    save(rows, folder / name / "rows", f"rows {name}")
     refused = [*dead_letters.claim(p), *([late] if late is not None else [])]
     paths = [folder / name / f"letters{i}" for i in range(len(refused))]
     for i, (letters, path) in enumerate(zip(refused, paths, strict=True)):
-        _save(letters, path, f"letters {i} {name}")
+        save(letters, path, f"letters {i} {name}")
     return paths
 
 

@@ -109,6 +109,9 @@ def account(outcome: Outcome, result: Any, by_id: dict[str, str], accepts: str |
     sinks = {leaf.split("/")[0] for leaf in leaves if leaf not in of_delivery and "/Stage/" in f"{leaf}/"}
     accepting = [accepts] if accepts else [label for label in outcome.counts if label in sinks]
     outcome.accepted = sum(outcome.counts.get(label, {}).get(steps.ROWS_OUT, 0) for label in accepting)
+    if accepts in outcome.counts:  # what later steps reject was accepted too early
+        later = list(outcome.counts)[list(outcome.counts).index(str(accepts)) + 1 :]
+        outcome.accepted -= sum(outcome.counts[label].get(steps.ROWS_REJECTED, 0) for label in later)
     outcome.published = not any(ALREADY_PUBLISHED in c for leaf, c in of_delivery.items() if "dead letters" not in leaf)
 
 

@@ -1,9 +1,9 @@
 """What every pipeline's `run` does: parse, check, reach, build, run, account.
 
 A pipeline module offers `Options(JobOptions)` and `build(p, options)`. It may offer `finish(options, outcome)`, called
-after a successful run; `ACCEPTS`, the label of the step whose rows count as accepted (without it, those that the sinks
-staged do); `READS`, the labels of the steps whose rows count as read (without it, all sources); and `main(argv, as_json)`,
-to run as something else than one graph.
+after a successful run; `ACCEPTS`, the label of the step whose rows count as accepted, less those that later steps reject
+(without it, those that the sinks staged do); `READS`, the labels of the steps whose rows count as read (without it, all
+sources); and `main(argv, as_json)`, to run as something else than one graph.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -104,6 +104,13 @@ def reach(options: Any) -> None:
             problems += [Problem(p.what, f"--{role} {p.where}".strip(), p.fix) for p in e.problems]
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
+
+
+def check_rows(source: Any, *checks: Callable[[Any], Any]) -> None:
+    """Holds the first rows of a source, as far as it can show some, to what steps need: ConfigError before anything moves."""
+    sample = source.sample(SAMPLE_ROWS)
+    for check in checks if sample is not None else ():
+        check(sample.schema)
 
 
 def derived_run_id(name: str, options: Any) -> str:

@@ -67,6 +67,12 @@ class Keyed(beam.PTransform):
         if self.late not in ("reject", "output"):
             yield Problem(f"{self.late!r} is not one of reject, output", "late")
 
+    def check(self, rows: pa.Schema, name: str | None = None) -> None:
+        """Raises ConfigError when rows of a schema cannot be taken; `name` says of which input, where there are several."""
+        name = name or next(iter(self.fold.keys))
+        check_columns(type(self).__name__, rows, self.fold.keys[name], self.fold.timed)
+        self.fold.check(name, rows)
+
     def expand(self, inputs: Any) -> Any:
         named = inputs if isinstance(inputs, dict) else dict.fromkeys(self.fold.keys, inputs)
         bounded = all(rows.is_bounded for rows in named.values())

@@ -1,0 +1,55 @@
+"""Rollup: declared aggregates of any source, per window and key, to any sink.
+
+    tiebeam run rollup --source=jsonl --source_path='in/*.jsonl' --source_event_time=at --sink=parquet --sink_path=out/ \\
+        --by=shop --window='1h' --aggregates='total=sum(amount),n=count(),last=last(status)'
+
+An endless source is rolled up as it comes: each window is written when it is over. Rows that come later than `--lateness` allows
+are kept with the dead letters.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tiebeam.connectors import Sink, Source
+from tiebeam.options import JobOptions, option, role
+from tiebeam.pipelines import _declared, _job
+from tiebeam.transforms.aggregate import Aggregate
+from tiebeam.transforms.filter import Filter
+
+ACCEPTS = "Read"
+
+
+class Options(JobOptions):
+    """What `rollup` reads, what it computes of it, and where that goes."""
+
+    source: Source = role("source", help="Where rows come from", example="jsonl")
+    sink: Sink = role("sink", help="Where the aggregates go", example="parquet")
+    by: tuple[str, ...] = option((), help="Columns that tell groups apart", example="shop,kind")
+    window: str | None = option(None, help=f"Windows of event time: {_declared.WINDOWS}; none: the whole input", example="1h")
+    aggregates: tuple[str, ...] = option(
+        help=f"What to compute: name=function(column), where function is {_declared.AGGREGATES}", example="total=sum(amount),n=count()"
+    )
+    where: str | None = option(None, help="Only rows for which this holds, in DuckDB's SQL", example="amount > 0")
+    lateness: str = option("0s", help="How long windows of an endless source stay open for late rows", example="5m")
+
+
+def build(p: Any, options: Options) -> None:
+    window = _declared.window(options.window)
+    reducers: dict[str, Any] = _declared.reducers(options.aggregates, "--aggregates")
+    aggregate = Aggregate(by=options.by, window=window, lateness=options.lateness, **reducers)
+    _job.check_rows(options.source, aggregate.output_schema)
+    rows = p | "Read" >> options.source
+    if options.where:
+        rows = rows | "Where" >> Filter(options.where)
+    rows | "Aggregate" >> aggregate | "Write" >> options.sink
+
+
+def run(argv: list[str] | None = None) -> int:
+    """Runs `rollup` from its flags and returns the exit code."""
+    return _job.run("rollup", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(run())
