@@ -257,6 +257,13 @@ def test_parts_are_as_small_as_they_were_asked_for(temporary):
     assert len(sizes) < 4 * batch.nbytes >> 17
 
 
+def test_rows_of_one_key_are_not_parted_again_and_again(temporary):
+    """Each attempt that is under way has a file."""
+    batch = mark(pa.concat_batches(rows_of(1000, 1)), name="rows")
+    attempts = [len(list(temporary.iterdir())) for _ in _PartFn(KEYS, 1, str(temporary), 0, 100).process((0, [batch]))]
+    assert attempts == [1]
+
+
 def test_a_part_can_be_read_again(temporary):
     gathered = Parts(str(temporary), 10)
     gathered.add(0, mark(rows_of(50, 5)[0], name="rows"))
