@@ -11,13 +11,49 @@ LINE_BYTES = 208
 MOST = 80_000_000  # one a millisecond, within one day
 
 CATEGORIES = [
-    "bakery", "books", "camping", "clothes", "coffee", "electronics", "fish", "flowers", "fruit", "furniture", "games", "garden",
-    "grocery", "jewellery", "kitchen", "music", "pets", "shoes", "sports", "toys",
+    "bakery",
+    "books",
+    "camping",
+    "clothes",
+    "coffee",
+    "electronics",
+    "fish",
+    "flowers",
+    "fruit",
+    "furniture",
+    "games",
+    "garden",
+    "grocery",
+    "jewellery",
+    "kitchen",
+    "music",
+    "pets",
+    "shoes",
+    "sports",
+    "toys",
 ]
 KINDS = ["buy", "click", "refund", "search", "view"]
 WORDS = [
-    "about", "after", "again", "along", "began", "being", "board", "bring", "build", "carry", "cause", "check", "child", "clean",
-    "clear", "close", "color", "could", "count", "cover",
+    "about",
+    "after",
+    "again",
+    "along",
+    "began",
+    "being",
+    "board",
+    "bring",
+    "build",
+    "carry",
+    "cause",
+    "check",
+    "child",
+    "clean",
+    "clear",
+    "close",
+    "color",
+    "could",
+    "count",
+    "cover",
 ]
 
 _HEAD = b'{"id":1000000000,"ts":"2026-01-01T00:00:00.000Z","user":"u000000","amount":100.00,"note":"'

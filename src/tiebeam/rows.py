@@ -105,6 +105,8 @@ def concat(parts: list[RowBatch]) -> RowBatch:
     """Joins batches of possibly different schemas by column name; absent columns become null."""
     if len(parts) == 1:
         return parts[0]
+    if all(part.schema == parts[0].schema for part in parts):
+        return one_batch(pa.Table.from_batches(parts))
     return one_batch(pa.concat_tables(map(pa.Table.from_batches, ([p] for p in parts)), promote_options="default"))
 
 

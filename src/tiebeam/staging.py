@@ -26,9 +26,7 @@ class Staged:
     bytes: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
 
-    SCHEMA: ClassVar[pa.Schema] = pa.schema(
-        [("handle", pa.string()), ("rows", pa.int64()), ("bytes", pa.int64()), ("facts", pa.string())]
-    )
+    SCHEMA: ClassVar[pa.Schema] = pa.schema([("handle", pa.string()), ("rows", pa.int64()), ("bytes", pa.int64()), ("facts", pa.string())])
 
     @staticmethod
     def pack(pieces: Iterable[Staged]) -> RowBatch:

@@ -246,8 +246,7 @@ def test_a_header_that_is_none_is_a_bad_file(source):
 
 def test_types_are_found_in_a_sample(source):
     made = source(
-        b"id,price,ok,zip,big,none,long,date\n1,1.5,true,01234,9007199254740993,,0.1234567890123456789,2026-01-02\n"
-        b"-2,3,false,99999,1,,1,\n"
+        b"id,price,ok,zip,big,none,long,date\n1,1.5,true,01234,9007199254740993,,0.1234567890123456789,2026-01-02\n-2,3,false,99999,1,,1,\n"
     )
     assert {name: str(kind) for name, kind in made.prepared(made.files())._types.items()} == {
         "id": "int64", "price": "double", "ok": "bool", "zip": "string", "big": "int64", "none": "string", "long": "string",

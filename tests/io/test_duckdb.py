@@ -334,7 +334,7 @@ def test_a_pipeline_writes_every_row_once(db, flags):
     parts = [batch(i=pa.array(range(start, start + 100)), word=pa.array(["x"] * 100)) for start in range(0, 1000, 100)]
     run(parts, WriteToDuckDB(db, "mart.t"), *flags)
     assert sql(db, "SELECT count(*), count(DISTINCT i), sum(i) FROM mart.t") == [(1000, 1000, sum(range(1000)))]
-    assert [row[:3] for row in sql(db, "SELECT rows, \"table\", version FROM tiebeam_ledger")] == [(1000, "mart.t", "0.1.0")]
+    assert [row[:3] for row in sql(db, 'SELECT rows, "table", version FROM tiebeam_ledger')] == [(1000, "mart.t", "0.1.0")]
     assert not Path(f"{db}.staging").exists()
 
 

@@ -181,7 +181,7 @@ WRONG = {
     "{name: a, logicalType: string, logicalTypeOptions: {format: ipv6}}": ("'ipv6' is not supported", "use `pattern`"),
     "{name: a, logicalType: string, logicalTypeOptions: {minLength: 5, maxLength: 2}}": ("5 to 2 is no range", "smaller first"),
     "{name: a, logicalType: date, logicalTypeOptions: {format: yy.MM.dd}}": ("'yy' in the format", "yyyy"),
-    "{name: a, logicalType: date, logicalTypeOptions: {format: \"yyyy 'at\"}}": ("has an open quote", "quoted text"),
+    '{name: a, logicalType: date, logicalTypeOptions: {format: "yyyy \'at"}}': ("has an open quote", "quoted text"),
     "{name: a, logicalType: timestamp, logicalTypeOptions: {format: yyyyMMdd ss}}": ("no hours", "yyyy"),
     "{name: a, logicalType: object, logicalTypeOptions: {maxProperties: 1}}": ("cannot be judged here", "remove it"),
     "{name: a, logicalType: string, enum: [{value: NO}]}": ("False is no value of string", "quote it"),

@@ -128,9 +128,7 @@ def test_types_of_the_rows_stay():
 def test_only_what_may_match_is_remembered(join, most):
     state = {}
     for tick in range(50):
-        rows = [
-            mark(rows_of([f"u{tick}", "always"], [tick * MINUTE + 1] * 2, x=[1, 2]), name=name) for name in ("left", "right")
-        ]
+        rows = [mark(rows_of([f"u{tick}", "always"], [tick * MINUTE + 1] * 2, x=[1, 2]), name=name) for name in ("left", "right")]
         folded = join.fold.fold(state, tables_of(rows), (tick + 1) * MINUTE)
         list(folded.rows)
         state = folding.through_coder(folded.state)

@@ -82,9 +82,7 @@ def adopt(folder: Folder, extensions: Iterable[str], scratch: str) -> None:
     if entries(folder):
         return
     ours = re.compile(rf".+\.({'|'.join(map(re.escape, extensions))})(\.(gz|zst|bz2))?")
-    found = [
-        {"path": name, "bytes": size, "partition": partition_of(name)} for name, size in folder.data_files() if ours.fullmatch(name)
-    ]
+    found = [{"path": name, "bytes": size, "partition": partition_of(name)} for name, size in folder.data_files() if ours.fullmatch(name)]
     _create(folder, 0, None, None, found, [], scratch)
 
 

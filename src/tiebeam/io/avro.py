@@ -217,9 +217,7 @@ def _is_flat(avro: Any) -> bool:
 
 def _encoded(schema: Any, rows: RowBatch) -> bytes:
     """The records of a batch, one after another, as a block holds them."""
-    plain = RowBatch.from_arrays(
-        [_big_endian(c) if pa.types.is_decimal(c.type) else c for c in rows.columns], names=rows.schema.names
-    )
+    plain = RowBatch.from_arrays([_big_endian(c) if pa.types.is_decimal(c.type) else c for c in rows.columns], names=rows.schema.names)
     file = io.BytesIO()
     if all(kind in _WRITTEN_BY_POLARS for kind in plain.schema.types):
         import polars as pl

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -225,13 +226,14 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _interruptible(delivery: Delivery) -> Iterator[None]:
-    """Ends the process at an interrupt or a termination, with 130, after what was staged is removed.
+    """Ends the process at an interrupt or a termination, with 130, after what was staged or spilled is removed.
 
     A local runner has threads of its own that do not stop; publishing is crash-safe, so ending the process is too.
     """
 
     def stop(signum: int, frame: Any) -> None:
         delivery.discard()
+        shutil.rmtree(delivery.pipeline.local_tempdir, ignore_errors=True)  # Beam would, had it come to its end
         print("\ninterrupted; nothing was published that is not whole", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(130)

@@ -114,7 +114,7 @@ class Demands:
             try:
                 good.append(scalar(value, type))
             except (pa.ArrowException, OverflowError, ArithmeticError, ValueError, TypeError):
-                quoted = ' (quote it: in YAML a bare NO, on or 2020-01-01 is no text)' if _types.kind(type) == "string" else ""
+                quoted = " (quote it: in YAML a bare NO, on or 2020-01-01 is no text)" if _types.kind(type) == "string" else ""
                 self.wrong(f"{path}[{i}]", f"{value!r} is no value of {type}", f"give a value of that type{quoted}")
         return [rule(pa.array([g.as_py() for g in good], type))]
 

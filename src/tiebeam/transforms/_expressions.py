@@ -134,7 +134,7 @@ class Expressions:
 
     def _compute_each(self, rows: Any) -> tuple[dict[str, pa.Array], dict[str, Mask]]:
         """Computes with TRY, which is null where a row fails; wrapped, so that a value that is null is told from it."""
-        wrapped = ", ".join(f'TRY({{\'v\': (\n{text}\n)}}) AS "{i}"' for i, text in enumerate(self.texts.values()))
+        wrapped = ", ".join(f"TRY({{'v': (\n{text}\n)}}) AS \"{i}\"" for i, text in enumerate(self.texts.values()))
         made = rows.project(wrapped).to_arrow_table()
         values, failed = {}, {}
         for i, name in enumerate(self.texts):

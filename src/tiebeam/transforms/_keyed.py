@@ -23,6 +23,7 @@ from tiebeam.rows import RESERVED, ROW_TIME, RowBatch, cut, timestamp_of, with_c
 from tiebeam.steps import BatchFn
 from tiebeam.transforms._fold import END, Fold, mark, tables_of
 from tiebeam.transforms._shards import SHARDS, split
+from tiebeam.transforms._spill import GroupByShard
 from tiebeam.transforms._states import is_view, plain
 from tiebeam.transforms._ticks import LATE, MILLI, FoldTicksFn
 
@@ -78,10 +79,13 @@ class Keyed(beam.PTransform):
         bounded = all(rows.is_bounded for rows in named.values())
         self.lag = max(lag_behind(rows, self.tick) for rows in named.values()) + -(-self.lateness // MILLI)
         sharded = [self._sharded(name, rows) for name, rows in named.items()]
-        together = sharded[0] if len(sharded) == 1 else tuple(sharded) | "Together" >> beam.Flatten()
-        folding: BatchFn = FoldTicksFn(self.label, self.fold, self.tick, self.lag, self.late)
+        folding: BatchFn
         if bounded:
-            together, folding = together | "Group by shard" >> beam.GroupByKey(), _FoldOnceFn(self.label, self.fold)
+            together = tuple(sharded) | "Group by shard" >> GroupByShard(self.fold.keys, self.shards)
+            folding = _FoldOnceFn(self.label, self.fold)
+        else:
+            together = sharded[0] if len(sharded) == 1 else tuple(sharded) | "Together" >> beam.Flatten()
+            folding = FoldTicksFn(self.label, self.fold, self.tick, self.lag, self.late)
         outputs = together | "Fold" >> beam.ParDo(folding).with_output_types(RowBatch).with_outputs(REJECTED, LATE, main="rows")
         outputs[LATE].element_type = RowBatch
         rows = route(outputs)
@@ -185,7 +189,7 @@ def in_time(step: str, batch: RowBatch) -> tuple[RowBatch, list[Letters]]:
 
 
 class _FoldOnceFn(BatchFn):
-    """Folds all rows of a shard at once."""
+    """Folds all rows of a shard at once, or of a part of it: what is remembered of a key is told by the rows of that key."""
 
     def __init__(self, step: str, fold: Fold):
         super().__init__(step)

@@ -29,11 +29,14 @@ _SEED = np.uint64(9001)
 _NULL = np.uint64(0x9E3779B97F4A7C15)
 
 
-def split(batch: RowBatch, keys: Sequence[str], shards: int) -> list[tuple[int, RowBatch]]:
-    """Cuts a batch by shard: the shards that have rows, ascending, each with its rows in their order."""
+def split(batch: RowBatch, keys: Sequence[str], shards: int, taken: int = 1) -> list[tuple[int, RowBatch]]:
+    """Cuts a batch by shard: the shards that have rows, ascending, each with its rows in their order.
+
+    Rows of one shard out of `taken` are parted further by what that says nothing of: hash // taken modulo `shards`.
+    """
     if shards == 1 or not keys:
         return [(0, batch)] if batch.num_rows else []
-    shard = (hash_rows([batch.column(key) for key in keys]) % np.uint64(shards)).astype(np.uint16)
+    shard = (hash_rows([batch.column(key) for key in keys]) // np.uint64(taken) % np.uint64(shards)).astype(np.uint16)
     counts = np.bincount(shard, minlength=shards)
     ordered = batch.take(pa.array(np.argsort(shard, kind="stable")))
     starts = np.cumsum(counts) - counts
