@@ -8,14 +8,17 @@ from __future__ import annotations
 import argparse
 import importlib
 
-NAMES = ("windowed_sum", "sessions", "deduplicate", "trail", "json_to_parquet", "ingest", "startup", "coder")
+NAMES = (
+    "windowed_sum", "sessions", "deduplicate", "as_of_join", "trail", "skew", "keyed_memory",
+    "json_to_parquet", "ingest", "startup", "coder",
+)  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}; all by default")
     parser.add_argument("--events", default="1_000_000,8_000_000", help="numbers of events, with commas between")
-    parser.add_argument("--full", action="store_true", help="windowed_sum with 80 M events too, for memory: 17 GB of disk")
+    parser.add_argument("--full", action="store_true", help="windowed_sum and keyed_memory with 80 M events too, for memory: 17 GB of disk")
     parser.add_argument("--times", type=int, default=3, help="runs of each, of which the median counts")
     parser.add_argument("--save", action="store_true", help="write the tables to benchmarks/results")
     given = parser.parse_args()
@@ -23,7 +26,7 @@ def main() -> None:
         parser.error(f"there is no benchmark {', '.join(unknown)}")
     sizes = [int(size.replace("_", "")) for size in given.events.split(",")]
     for name in given.names or NAMES:
-        larger = [80_000_000] if given.full and name == "windowed_sum" else []
+        larger = [80_000_000] if given.full and name in ("windowed_sum", "keyed_memory") else []
         importlib.import_module(f"benchmarks.{name}").bench(sizes + larger, given.times, given.save)
 
 

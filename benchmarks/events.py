@@ -11,50 +11,14 @@ LINE_BYTES = 208
 MOST = 80_000_000  # one a millisecond, within one day
 
 CATEGORIES = [
-    "bakery",
-    "books",
-    "camping",
-    "clothes",
-    "coffee",
-    "electronics",
-    "fish",
-    "flowers",
-    "fruit",
-    "furniture",
-    "games",
-    "garden",
-    "grocery",
-    "jewellery",
-    "kitchen",
-    "music",
-    "pets",
-    "shoes",
-    "sports",
-    "toys",
-]
+    "bakery", "books", "camping", "clothes", "coffee", "electronics", "fish", "flowers", "fruit", "furniture", "games", "garden",
+    "grocery", "jewellery", "kitchen", "music", "pets", "shoes", "sports", "toys",
+]  # fmt: skip
 KINDS = ["buy", "click", "refund", "search", "view"]
 WORDS = [
-    "about",
-    "after",
-    "again",
-    "along",
-    "began",
-    "being",
-    "board",
-    "bring",
-    "build",
-    "carry",
-    "cause",
-    "check",
-    "child",
-    "clean",
-    "clear",
-    "close",
-    "color",
-    "could",
-    "count",
-    "cover",
-]
+    "about", "after", "again", "along", "began", "being", "board", "bring", "build", "carry", "cause", "check", "child", "clean",
+    "clear", "close", "color", "could", "count", "cover",
+]  # fmt: skip
 
 _HEAD = b'{"id":1000000000,"ts":"2026-01-01T00:00:00.000Z","user":"u000000","amount":100.00,"note":"'
 _NOTE_WORDS = 6

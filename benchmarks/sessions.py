@@ -70,7 +70,23 @@ def duckdb(source: str, target: str) -> None:
     )
 
 
-CONTENDERS: dict[str, Callable[[str, str], None]] = {f.__name__: f for f in (tiebeam, duckdb, beam_rows)}
+def spark(source: str, target: str) -> None:
+    from pyspark.sql import SparkSession
+    from pyspark.sql import functions as f
+
+    settings = {"spark.ui.enabled": "false", "spark.sql.session.timeZone": "UTC", "spark.driver.bindAddress": "127.0.0.1"}
+    session = SparkSession.builder.master("local[2]").config(map=settings).getOrCreate()
+    rows = session.read.schema("ts TIMESTAMP, user STRING, amount DOUBLE").json(source)
+    told = rows.groupBy("user", f.session_window("ts", f"{GAP_SECS} seconds").alias("window")).agg(
+        f.min("ts").alias("session_start"),
+        f.max("ts").alias("session_end"),
+        f.count("*").alias("session_rows"),
+        f.sum("amount").alias("total"),
+    )
+    told.drop("window").write.mode("overwrite").parquet(target)
+
+
+CONTENDERS: dict[str, Callable[[str, str], None]] = {f.__name__: f for f in (tiebeam, duckdb, spark, beam_rows)}
 CONTENT = (
     'SELECT "user", epoch_ms(session_start::TIMESTAMPTZ), epoch_ms(session_end::TIMESTAMPTZ), session_rows, round(total, 2) '
     "FROM read_parquet('{}/**/*.parquet')"
