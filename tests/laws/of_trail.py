@@ -31,8 +31,9 @@ def trails(batches, keys, figures):
     for group in by_key(rows, *keys):
         for i, row in enumerate(group):
             told = dict(row)
-            for name, (over, itself, compute) in figures.items():
+            for name, (over, itself, compute, *rows) in figures.items():
                 past = [r for r in group[: i + itself] if row[ROW_TIME] - r[ROW_TIME] < timedelta(minutes=over)]
+                past = past[-rows[0] :] if rows else past
                 told[name] = compute(past, row)
             found.append(told)
     return found
@@ -113,8 +114,8 @@ CASES = [
     ),
     Case(
         "trail of two keys",
-        lambda: Trail(["user", "device"], times=Past("10m", Count()), since=Past("10m", SinceLast()), **SETTING),
+        lambda: Trail(["user", "device"], times=Past("10m", Count(), rows=3), since=Past("10m", SinceLast()), **SETTING),
         lambda c, n: [clicks(c, n)],
-        lambda b: trails(b, ["user", "device"], dict(times=(10, 0, count), since=(10, 0, since))),
+        lambda b: trails(b, ["user", "device"], dict(times=(10, 0, count, 3), since=(10, 0, since))),
     ),
 ]

@@ -32,6 +32,7 @@ def rows_of(keys, micros, **more) -> RowBatch:
         (dict(n=Past("1h", "count")), "'count' is no figure"),
         (dict(n=Past("1h", ApproxDistinct("x"))), "cannot look back"),
         (dict(n=Past("1h", Sum(3))), "name of a column"),
+        (dict(n=Past("1h", Count(), rows=0)), "number of rows from 1"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_runs(options, said):

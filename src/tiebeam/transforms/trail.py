@@ -55,7 +55,8 @@ class RatioToMean:
 
 @dataclass(frozen=True)
 class Past:
-    """A figure over the rows of the same key less than `over` before; `itself` says whether the row belongs to them.
+    """A figure over the rows of the same key less than `over` before, with `rows` over the last so many of them at most; `itself` says
+    whether the row belongs to them.
 
     `what` is Distinct, SinceLast, RatioToMean, or a reducer as Aggregate has them: Count, Sum, Mean, Min, Max, First, Last, Variance,
     StdDev.
@@ -64,6 +65,7 @@ class Past:
     over: str | float
     what: Reducer | Distinct | SinceLast | RatioToMean
     itself: bool = False
+    rows: int | None = None
 
     @property
     def micros(self) -> int:
@@ -130,6 +132,8 @@ def _problems(name: str, figure: Past) -> Iterator[Problem]:
         yield Problem(f"{figure!r} is no figure of the past", name, 'write Past("24h", Sum("amount"))')
         return
     yield from length_micros(figure.over, f"{name}, over")[1]
+    if figure.rows is not None and (isinstance(figure.rows, bool) or not isinstance(figure.rows, int) or figure.rows < 1):
+        yield Problem(f"{figure.rows!r} is not a number of rows from 1", f"{name}, rows")
     if not isinstance(figure.what, Reducer | Distinct | SinceLast | RatioToMean):
         yield Problem(f"{figure.what!r} is no figure", name, 'write Count(), Sum("amount"), Distinct("shop"), SinceLast(), …')
     elif figure.reducer.fine_grained:
@@ -185,6 +189,8 @@ class TrailFold(Fold):
             if figure.micros not in found:
                 found[figure.micros] = first_at_least(times, times[new] - figure.micros + 1, begins, new)
             low, high = found[figure.micros], new + figure.itself
+            if figure.rows is not None:
+                low = np.maximum(low, high - figure.rows)
             if isinstance(figure.what, Distinct):
                 yield name, distinct(rows.column(figure.what.column), run, low, high)
             elif isinstance(figure.what, SinceLast):
