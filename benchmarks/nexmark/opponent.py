@@ -16,7 +16,7 @@ SETTINGS = {
 }  # fmt: skip
 """As nexmark_launcher.py of Beam has them."""
 
-WINNERS = "its window function for winning bids cannot be pickled into a bounded job on FnApiRunner"
+WINNERS = "FnApiRunner merges windows of its own kind and hands its coder an _OpaqueWindow: a TypeError, as of Beam 2.77"
 UNABLE = {
     4: WINNERS,
     6: WINNERS,
