@@ -189,7 +189,7 @@ def coupons(db: Any) -> Markup:
             f"without a coupon in four weeks {percent(found[None], 0)}."
         )
         if 2 in found and found[2] < min(found[1], found[None]):
-            lead += f" In the week after it falls to {percent(found[2], 0)}: part of the gain was bought earlier."
+            lead += f" In the week after it falls to {percent(found[2], 0)}: part of the gain may be what was bought ahead."
     head = ["since the coupon", "", "of the usual basket", "baskets compared", "baskets", "a basket"]
     note = (
         "Usual is the mean of the household's own baskets in the 90 days before, none of the later ones; compared are baskets with at "

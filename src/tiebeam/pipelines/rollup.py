@@ -1,10 +1,11 @@
 """Rollup: declared aggregates of any source, per window and key, to any sink.
 
-    tiebeam run rollup --source=jsonl --source_path='in/*.jsonl' --source_event_time=at --sink=parquet --sink_path=out/ \\
-        --by=shop --window='1h' --aggregates='total=sum(amount),n=count(),last=last(status)'
+    tiebeam run rollup --source=jsonl --source_path='in/*.jsonl' --source_event_time=at \\
+        --sink=parquet --sink_path=out/ --by=shop --window=1h \\
+        --aggregates='total=sum(amount),n=count()'
 
-An endless source is rolled up as it comes: each window is written when it is over. Rows that come later than `--lateness` allows
-are kept with the dead letters.
+An endless source is rolled up as it comes: each window is written when it is over. Rows that come
+later than `--lateness` allows are kept with the dead letters.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """Sessions: a clickstream to one row per session, and to a funnel of steps.
 
-    tiebeam run sessions --source=jsonl --source_path='clicks/*.jsonl' --source_event_time=at --user=user --event=page \\
-        --sink=parquet --sink_path=sessions/ --funnel=home,cart,paid --funnel_sink=parquet --funnel_sink_path=funnel/
+    tiebeam run sessions --source=jsonl --source_path='clicks/*.jsonl' --source_event_time=at \\
+        --user=user --event=page --sink=parquet --sink_path=sessions/ \\
+        --funnel=home,cart,paid --funnel_sink=parquet --funnel_sink_path=funnel/
 
-The funnel has one row per day and furthest step: how many starts got so far within `--funnel_within`, and no further. An endless
-source is read as it comes: a session is written when it is over.
+The funnel has one row per day and furthest step: how many starts got so far within
+`--funnel_within`, and no further. An endless source is read as it comes: a session is written when
+it is over.
 """
 
 from __future__ import annotations

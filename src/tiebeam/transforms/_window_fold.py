@@ -14,9 +14,9 @@ import pyarrow as pa
 from tiebeam.rows import ROW_TIME, RowBatch, batches, one_batch
 from tiebeam.transforms._fold import BEGIN, END, Fold, Folded, Tables, times_of
 from tiebeam.transforms._partials import Partials, Parts
+from tiebeam.transforms._session_fold import SessionFold
 from tiebeam.transforms._states import KEY, agree, combine, plain
 from tiebeam.transforms._windows import WINDOW_END, WINDOW_START, Windowing
-from tiebeam.transforms.sessionize import SessionFold
 
 PANE, EARLY, ON_TIME = "pane", "early", "on_time"
 _START = KEY + WINDOW_START
