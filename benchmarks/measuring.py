@@ -125,8 +125,11 @@ def say(text: str) -> None:
     print(f"{datetime.now():%H:%M:%S}  {text}", file=sys.stderr, flush=True)
 
 
-def show(title: str, header: list[str], rows: list[list[str]], save_as: str | None = None) -> None:
-    """Prints a table, the first column to the left; saves it with machine, versions, command and date."""
+WHOLE = "a whole process from start to exit, median of its runs, input in the page cache; memory of the process tree"
+
+
+def show(title: str, header: list[str], rows: list[list[str]], save_as: str | None = None, figure: str = WHOLE) -> None:
+    """Prints a table, the first column to the left; saves it with machine, versions, command, date and what each figure is."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
 
     def line(cells: list[str]) -> str:
@@ -137,10 +140,10 @@ def show(title: str, header: list[str], rows: list[list[str]], save_as: str | No
     print(f"\n{title}\n\n{table}", flush=True)
     if save_as:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{save_as}.md").write_text(f"# {title}\n\n{table}\n\n{circumstances()}\n")
+        (RESULTS / f"{save_as}.md").write_text(f"# {title}\n\n{table}\n\n{circumstances(figure)}\n")
 
 
-def circumstances() -> str:
+def circumstances(figure: str) -> str:
     """Where and how figures came about."""
     cpu = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     memory = os.sysconf("SC_PHYS_PAGES") * _PAGE / 1e9
@@ -152,6 +155,6 @@ def circumstances() -> str:
             f"- versions: {versions}",
             f"- command: `{' '.join(['python -m benchmarks', *sys.argv[1:]])}`",
             f"- date: {datetime.now(UTC):%Y-%m-%d}",
-            "- each figure: a whole process from start to exit, median of its runs, input in the page cache; memory of the process tree",
+            f"- each figure: {figure}",
         ]
     )

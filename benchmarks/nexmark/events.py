@@ -15,6 +15,12 @@ FIRST_ID, FIRST_CATEGORY, CATEGORIES = 1_000, 10, 5
 ACTIVE_PEOPLE, IN_FLIGHT_AUCTIONS, LEAD = 1_000, 100, 10
 HOT_SELLER, HOT_AUCTION, HOT_BIDDER = 4, 2, 4
 MILLIS_PER_EVENT = 10
+SCHEMA = (
+    "id bigint, name text, emailAddress text, creditCard text, city text, state text, itemName text, description text, "
+    "initialBid bigint, reserve bigint, expires bigint, seller bigint, category bigint, auction bigint, bidder bigint, price bigint, "
+    "dateTime bigint, extra text"
+)
+"""The columns of all kinds, declared as Beam's own classes declare them."""
 BASE_MILLIS = 1_436_918_400_000  # 2015-07-15, as there
 STATES = ["AZ", "CA", "ID", "OR", "WA", "WY"]
 CITIES = ["Phoenix", "Los Angeles", "San Francisco", "Boise", "Portland", "Bend", "Redmond", "Seattle", "Kent", "Cheyenne"]

@@ -40,7 +40,10 @@ SQL = {
         SELECT p.id, p.name, a.reserve FROM people p JOIN auctions a ON a.seller = p.id AND a.dateTime // 10000 = p.dateTime // 10000
     """,
     9: "SELECT id AS auction, bidder, price FROM winners",
-    10: "SELECT dateTime // 10000 * 10 AS start, count(*) AS events FROM events GROUP BY ALL",
+    10: """
+        SELECT * EXCLUDE dateTime, dateTime // 10000 * 10 AS start, row_number() OVER w AS rank
+        FROM events WINDOW w AS (PARTITION BY dateTime // 10000 ORDER BY dateTime)
+    """,
     11: """
         WITH begun AS (
             SELECT bidder, dateTime, (dateTime - lag(dateTime, 1, -1000000) OVER w >= 10000)::INT AS begins FROM bids

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
+import apache_beam as beam
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -15,7 +17,7 @@ from tiebeam.rows import ROW_POSITION, ROW_TIME, RowBatch, batches
 
 sys.path.append(str(Path(__file__).parents[2]))  # behind all others: a folder `io` lies there
 
-from benchmarks.nexmark import events, oracle
+from benchmarks.nexmark import events, opponent, oracle
 from benchmarks.nexmark.queries import QUERIES
 
 SIZE = 3_000
@@ -51,6 +53,30 @@ def test_a_query_equals_sql(query, table, rows):
 @pytest.mark.parametrize("query", QUERIES)
 def test_a_query_equals_sql_as_a_stream(query, table, rows, prism):
     held(matrix.in_ticks(QUERIES[query], rows, prism.flags(), disorder=2_000_000, seed=query), oracle.answer(table, query))
+
+
+def beams(query: int, folder: Path) -> list[dict]:
+    """The rows of a query of Beam's own: dicts as they are, of its objects the fields."""
+    path = events.write(folder / "events.jsonl", SIZE)
+    opponent.mend()
+    options = opponent.options()
+    with beam.Pipeline(options=options) as p:
+        rows = opponent.answer(opponent.read(p, str(path)), query, options)
+        lines = rows | beam.Map(lambda row: json.dumps(row if isinstance(row, dict) else json.loads(repr(row))))
+        _ = lines | beam.io.WriteToText(str(folder / "told"))
+    return [json.loads(line) for file in folder.glob("told*") for line in file.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("query", [q for q in QUERIES if q and q not in opponent.DIFFERENT])
+def test_a_query_of_beam_gives_the_same(query, table, tmp_path):
+    expected = [{name: value for name, value in row.items() if name != "start"} for row in oracle.answer(table, query)]
+    theirs = [row.get("bid", row) for row in beams(query, tmp_path)]
+    assert matrix.canonical([{name: row[name] for name in expected[0]} for row in theirs]) == matrix.canonical(expected)
+
+
+@pytest.mark.parametrize("query", opponent.DIFFERENT)
+def test_a_query_of_beam_said_to_differ_does(query, table, tmp_path):
+    assert len(beams(query, tmp_path)) < len(oracle.answer(table, query))
 
 
 def test_events_have_the_proportions_and_ids_of_the_suite(table):
