@@ -115,11 +115,8 @@ def _jars_of_beam(folder: Path) -> list[Path]:
 
 
 def _jars_of_spark(folder: Path) -> list[Path]:
-    _call(
-        [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary=:all:", f"--dest={folder}", f"pyspark=={SPARK}"],
-        "spark",
-        _FIX,
-    )
+    download = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary=:all:"]
+    call([*download, f"--dest={folder}", f"pyspark=={SPARK}"], "spark", _FIX)
     with tarfile.open(folder / f"pyspark-{SPARK}.tar.gz") as sources:
         jars = [member for member in sources if re.fullmatch(r"[^/]+/deps/jars/[^/]+\.jar", member.name)]
         sources.extractall(folder, jars, filter="data")
