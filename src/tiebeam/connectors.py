@@ -24,7 +24,7 @@ import apache_beam as beam
 from tiebeam import delivery
 from tiebeam.dead_letters import Letters
 from tiebeam.errors import ConfigError, Problem
-from tiebeam.options import Declared
+from tiebeam.options import Declared, option
 from tiebeam.rows import RowBatch
 from tiebeam.staging import Staged, Writer
 
@@ -65,7 +65,10 @@ class Source(Declared, beam.PTransform):
 
 
 class Sink(Declared, beam.PTransform):
-    """Writes rows: from row batches to reports of what was staged (`Staged.SCHEMA`), published at the end of the run."""
+    """Writes rows: from row batches to reports of what was staged (`Staged.SCHEMA`).
+
+    They are published together at the end of the run, or, when the input never ends, in commits (tiebeam.commits).
+    """
 
     modes: ClassVar[tuple[str, ...]] = ("append", "replace")
     takes_changes: ClassVar[bool] = False
@@ -73,6 +76,14 @@ class Sink(Declared, beam.PTransform):
     delivery: ClassVar[str] = "exactly_once"
 
     mode = "append"
+
+    commit_secs: int = option(
+        10, help="On an input without end: how often what has come is published", unit="seconds", low=1, high=86_400, by_name=True
+    )
+    commit_rows: int = option(
+        1_000_000, help="On an input without end: publish sooner once a writer holds so many rows", unit="rows", low=1, by_name=True
+    )
+    writers: int = option(2, help="On an input without end: how many writers work side by side", low=1, high=1000, by_name=True)
 
     def __post_init__(self):
         beam.PTransform.__init__(self)
@@ -99,6 +110,10 @@ class Sink(Declared, beam.PTransform):
 
         Called once all rows of the run are staged, and perhaps again with the same arguments.
         """
+        raise NotImplementedError
+
+    def is_published(self, run_id: str) -> bool:
+        """Whether a run, or a commit of one that never ends, is visible."""
         raise NotImplementedError
 
     def discard(self, run_id: str) -> None:

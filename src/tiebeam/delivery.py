@@ -29,6 +29,7 @@ from apache_beam.transforms import window
 from apache_beam.utils.windowed_value import WindowedValue
 
 from tiebeam import __version__, dead_letters, registry
+from tiebeam.commits import Commit
 from tiebeam.errors import ConfigError, Problem, TooManyRejectedError
 from tiebeam.rows import ROW_POSITION, RowBatch, with_column
 from tiebeam.staging import Staged, TwoPhase, Writer
@@ -128,7 +129,8 @@ class _Deliver(beam.PTransform):
     def expand(self, inputs: dict[str, beam.PCollection]) -> beam.PCollection:
         gate = _keep(self.delivery, self.rejected)
         for label, sink, staged in self.delivery.sinks.values():
-            _publish(self.delivery.pipeline, f"Publish {label}", sink, self.delivery.run_id, staged, gate=pvalue.AsIter(gate))
+            if staged.is_bounded:
+                _publish(self.delivery.pipeline, f"Publish {label}", sink, self.delivery.run_id, staged, gate=pvalue.AsIter(gate))
         return gate
 
 
@@ -157,6 +159,8 @@ def deliver(sink: TwoPhase, rows: beam.PCollection) -> beam.PCollection:
     """Stages rows, and has them published: by the open `Delivery` of the pipeline, or else by themselves."""
     delivery = _open.get(rows.pipeline)
     label = rows.pipeline.transforms_stack[-1].full_label.replace("/", " ")  # a sink's own label is unique in its composite only
+    if not rows.is_bounded:
+        return _deliver_on(sink, rows, label, delivery)
     if delivery is None:
         delivery = Delivery(rows.pipeline, beside(sink.location()))
         staged = _stage(sink, rows, label, delivery.run_id)
@@ -167,6 +171,17 @@ def deliver(sink: TwoPhase, rows: beam.PCollection) -> beam.PCollection:
         raise ConfigError(Problem(f"two sinks write to {sink.location()}", label, "flatten their rows into one sink"))
     staged = _stage(sink, rows, label, delivery.run_id)
     delivery.sinks[sink.location()] = (label, sink, staged)
+    return staged
+
+
+def _deliver_on(sink: TwoPhase, rows: beam.PCollection, label: str, delivery: Delivery | None) -> beam.PCollection:
+    """Has rows of an input without end published as they come, and so their dead letters."""
+    owner = delivery or Delivery(rows.pipeline, beside(sink.location()))
+    staged = rows | "Commit" >> Commit(sink, label, owner.run_id)
+    if delivery is None:
+        _keep(owner, dead_letters.claim(rows.pipeline, upstream_of=staged), f"dead letters of {label}")
+    else:
+        delivery.sinks[sink.location()] = (label, sink, staged)
     return staged
 
 
@@ -182,6 +197,11 @@ def _keep(delivery: Delivery, rejected: list[beam.PCollection], label: str = "de
     letters = whole | f"All {label}" >> beam.Flatten(pipeline=p)
     letters.element_type = RowBatch
     stamped = letters | f"Keep {label}" >> beam.ParDo(delivery.stamp).with_output_types(RowBatch)
+    if not letters.is_bounded:
+        if delivery.max_rejected_ratio < 1:
+            fix = "leave it out; watch rows_rejected instead"
+            raise ConfigError(Problem("an input that never ends has no share of rejected rows", "max_rejected_ratio", fix))
+        return stamped | f"Commit {label}" >> Commit(delivery.store, f"Store {label}", delivery.run_id, final=True)
     kept = _store(p, label, delivery.store, delivery.run_id, stamped | f"Live {label}" >> _Attempts(most=delivery.max_attempts))
     if delivery.stamp.prior_attempts:
         parked = keep_at(FileSystems.join(delivery.store_location(), PARKED))

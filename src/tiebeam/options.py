@@ -126,13 +126,14 @@ def option(
     low: float | None = None,
     high: float | None = None,
     parent: str | None = None,
+    by_name: bool = False,
 ) -> Any:
-    """Declares a field as an option; without a default it is required.
+    """Declares a field as an option; without a default it is required. `by_name`: in Python it is given by name only.
 
     Types: str, int, float, bool, tuple[str, ...], Secret, each `| None`.
     """
     spec = dict(help=help, example=example, unit=unit, choices=tuple(choices), low=low, high=high, parent=parent)
-    return field(default=default, metadata={"option": spec})
+    return field(default=default, metadata={"option": spec}, kw_only=by_name)
 
 
 def role(kind: str, default: Any = MISSING, *, help: str, example: str | None = None) -> Any:

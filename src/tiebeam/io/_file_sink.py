@@ -25,7 +25,7 @@ from tiebeam.dead_letters import Letters
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.io._folder import Folder, folder_at
 from tiebeam.io._hive import Partition, by_partition
-from tiebeam.io._manifest import committed_files
+from tiebeam.io._manifest import committed_files, committed_runs
 from tiebeam.io._publication import STAGED, discard, publish, retire, staging_of
 from tiebeam.io._ranges import Ranges
 from tiebeam.options import option
@@ -59,6 +59,7 @@ class FileSink(Sink):
     """Writes rows as files of one format into the folder of a table; the base of every file sink."""
 
     modes: ClassVar[tuple[str, ...]] = ("append", "replace", "replace_partitions")
+    takes_unbounded: ClassVar[bool] = True
     extension: ClassVar[str]
     also_ours: ClassVar[tuple[str, ...]] = ()
     """Other extensions of the format: such files are part of a table that has no manifest yet."""
@@ -102,6 +103,9 @@ class FileSink(Sink):
 
     def publish(self, run_id: str, staged: list[Staged]) -> bool:
         return publish(folder_at(self.path), run_id, self.mode, staged, self.suffix(), (self.extension, *self.also_ours))
+
+    def is_published(self, run_id: str) -> bool:
+        return run_id in committed_runs(self.path)
 
     def discard(self, run_id: str) -> None:
         with contextlib.suppress(Exception):

@@ -196,6 +196,7 @@ class WriteToDuckDB(Sink):
 
     modes: ClassVar[tuple[str, ...]] = ("append", "upsert", "replace")
     takes_changes: ClassVar[bool] = True
+    takes_unbounded: ClassVar[bool] = True
 
     path: str = option(help="Database file; created when missing", example="shop.duckdb")
     table: str = option(help="Table, `table` or `schema.table`; created when missing", example="mart.sales")
@@ -243,6 +244,12 @@ class WriteToDuckDB(Sink):
                 note(con, run_id, self.table, sum(s.rows for s in staged))
         self._sweep(run_id)
         return first
+
+    def is_published(self, run_id: str) -> bool:
+        if not Path(self.path).exists():
+            return False
+        with _publishing, connect(self.path, read_only=False, wait_secs=self.wait_secs) as con:
+            return is_noted(con, run_id, self.table)
 
     def discard(self, run_id: str) -> None:
         shutil.rmtree(self._folder(run_id), ignore_errors=True)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tiebeam.errors import ConfigError, Problem
-from tiebeam.lab._machine import Leashed, answers, cached, dependency, fetched, free_ports, maven_jars, need
+from tiebeam.lab._machine import Leashed, answers, cached, call, dependency, fetched, free_ports, maven_jars, need
 
 ENV = "SPARK_JOB_SERVER"
 BEAM = "2.70.0"
