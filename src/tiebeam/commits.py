@@ -45,7 +45,7 @@ class Commit(beam.PTransform):
     """Stages and publishes rows as they come.
 
     In: row batches of an input that never ends.
-    Out: reports of what was staged. Rows that the sink refuses are dead letters; `final`: they stop the pipeline, there is no further place.
+    Out: reports of what was staged. Rows that the sink refuses are dead letters; `final`: they have no further place, and stop the job.
     """
 
     def __init__(self, sink: TwoPhase, step: str, run_id: str, *, final: bool = False):

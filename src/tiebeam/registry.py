@@ -23,6 +23,7 @@ CONNECTORS = {
     "csv": "tiebeam.io.csv",
     "duckdb": "tiebeam.io.duckdb",
     "jsonl": "tiebeam.io.jsonl",
+    "kafka": "tiebeam.io.kafka",
     "parquet": "tiebeam.io.parquet",
 }
 PIPELINES = {
