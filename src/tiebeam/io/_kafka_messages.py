@@ -30,19 +30,34 @@ class Messages:
 
     values: list[bytes | None]
     offsets: np.ndarray
-    times: np.ndarray
-    """Milliseconds since 1970; -1 where a message has no time."""
-    messages: Sequence[Any] = ()
+    messages: list[Any]
+    bytes: int = 0
 
     @staticmethod
-    def of(messages: Sequence[Any]) -> Messages:
+    def of(messages: list[Any]) -> Messages:
         values = [message.value() for message in messages]
-        offsets = np.fromiter((message.offset() for message in messages), np.int64, len(messages))
-        times = np.fromiter((message.timestamp()[1] for message in messages), np.int64, len(messages))
-        return Messages(values, offsets, times, messages)
+        offsets = np.array([message.offset() for message in messages], np.int64)
+        try:
+            size = sum(map(len, values))
+        except TypeError:  # a message without value
+            size = sum(len(value or b"") for value in values)
+        return Messages(values, offsets, messages, size)
+
+    @staticmethod
+    def joined(parts: Sequence[Messages]) -> Messages:
+        if len(parts) == 1:
+            return parts[0]
+        values = [value for part in parts for value in part.values]
+        messages = [message for part in parts for message in part.messages]
+        return Messages(values, np.concatenate([part.offsets for part in parts]), messages, sum(part.bytes for part in parts))
+
+    def only(self, chosen: np.ndarray) -> Messages:
+        return Messages.of([self.messages[i] for i in np.flatnonzero(chosen)])
 
     def times_in_arrow(self) -> pa.Array:
-        return pa.array(self.times * 1_000, pa.int64(), mask=self.times < 0).cast(RESERVED[ROW_TIME])
+        """When the messages were made; null where one does not say."""
+        times = np.array([message.timestamp()[1] for message in self.messages], np.int64)
+        return pa.array(times * 1_000, pa.int64(), mask=times < 0).cast(RESERVED[ROW_TIME])
 
     def names(self, partition: str) -> pa.Array:
         return pc.binary_join_element_wise(f"{partition}/", pa.array(self.offsets).cast(pa.string()), "")

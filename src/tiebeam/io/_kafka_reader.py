@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,11 +93,12 @@ class _Part:
     reached: int
     """All below this offset was fetched, or is no message."""
     end: int | None
-    waiting: deque[Any] = field(default_factory=deque)
+    waiting: deque[Messages] = field(default_factory=deque)
+    rows: int = 0
     bytes: int = 0
     paused: bool = False
-    nothing_at: float = -1.0
-    """When it was last known, by the clock of `time.time`, that the broker had no message beyond `reached`."""
+    nothing_at: int = -1
+    """When it was last known, in microseconds since 1970, that the broker had no message beyond `reached`."""
 
     @property
     def finished(self) -> bool:
@@ -125,6 +126,7 @@ class TopicReader(PartitionReader):
         own = {name: value for name, value in settings.items() if name not in given}
         self.consumer = confluent_kafka.Consumer(source.connection.settings(error_cb=self.trouble.append, **own))
         self.parts: dict[str, _Part] = {}
+        self.several = True
         self.looked_at = 0.0
         self.now_known = 0
         self.asked_for_new = time.monotonic()
@@ -144,6 +146,7 @@ class TopicReader(PartitionReader):
                 at = self._out_of_range(name, at, lowest[name])
             self.parts[name] = _Part(at, at, ends.get(name))
         self.consumer.assign([TopicPartition(*parted(name), part.at) for name, part in self.parts.items() if not part.finished])
+        self.several = len({parted(name)[0] for name in self.parts}) > 1
         self.looked_at = 0.0
 
     def _lowest(self, names: list[str]) -> dict[str, int]:
@@ -182,29 +185,48 @@ class TopicReader(PartitionReader):
             messages = self.consumer.consume(CALL_MESSAGES, 0)
             if not messages:
                 break
-            for message in messages:
-                size += self._take(message)
+            told = [message for message in messages if message.error()]
+            if told:
+                messages = [message for message in messages if message.error() is None]
+            for name, chunk in self._by_partition(messages):
+                size += self._take(name, chunk)
+            for message in told:  # behind the messages: the end of a partition is behind its last one
+                self._told(message)
             taken += len(messages)
         if taken:
             self._balance()
 
-    def _take(self, message: Any) -> int:
-        """Keeps a message; returns its size."""
-        if message.error() is not None:
-            self._told(message)
-            return 0
-        part = self.parts.get(f"{message.topic()}/{message.partition()}")
-        offset = message.offset()
-        if part is None or offset < part.reached:
+    def _by_partition(self, messages: list[Any]) -> Iterator[tuple[str, list[Any]]]:
+        numbers = [message.partition() for message in messages]
+        topics = [message.topic() for message in messages] if self.several else [messages[0].topic()] if messages else []
+        if len(set(numbers)) == 1 and len(set(topics)) == 1:
+            yield f"{topics[0]}/{numbers[0]}", messages
+            return
+        topics = topics if self.several else topics * len(numbers)
+        chunks: dict[tuple[str, int], list[Any]] = {}
+        for message, topic, number in zip(messages, topics, numbers, strict=True):
+            chunks.setdefault((topic, number), []).append(message)
+        for (topic, number), chunk in chunks.items():
+            yield f"{topic}/{number}", chunk
+
+    def _take(self, name: str, chunk: list[Any]) -> int:
+        """Keeps messages of one partition; returns their size."""
+        part = self.parts.get(name)
+        if part is None:
             return 0  # fetched before the last seek
-        part.reached = offset + 1
-        part.nothing_at = -1.0
-        if part.end is not None and offset >= part.end:
-            return 0
-        part.waiting.append(message)
-        size = len(message)
-        part.bytes += size
-        return size
+        messages = Messages.of(chunk)
+        fresh = messages.offsets >= part.reached
+        if part.end is not None:
+            fresh &= messages.offsets < part.end
+        part.reached = max(part.reached, int(messages.offsets[-1]) + 1)
+        part.nothing_at = -1
+        if not fresh.all():
+            messages = messages.only(fresh)
+        if len(messages.values):
+            part.waiting.append(messages)
+            part.rows += len(messages.values)
+            part.bytes += messages.bytes
+        return messages.bytes
 
     def _told(self, message: Any) -> None:
         """Hears what the library says in place of a message."""
@@ -233,23 +255,24 @@ class TopicReader(PartitionReader):
         from confluent_kafka import TopicPartition
 
         for name, part in self.parts.items():
-            full = len(part.waiting) > BUFFERED_MESSAGES or part.bytes > BUFFERED_BYTES
-            if full != part.paused and (full or len(part.waiting) < MAX_BATCH_ROWS // 2):
+            full = part.rows > BUFFERED_MESSAGES or part.bytes > BUFFERED_BYTES
+            if full != part.paused and (full or part.rows < MAX_BATCH_ROWS // 2):
                 (self.consumer.pause if full else self.consumer.resume)([TopicPartition(*parted(name))])
                 part.paused = full
 
     def _piece(self, name: str, part: _Part) -> Piece:
-        messages: list[Any] = []
-        size = 0
-        while part.waiting and len(messages) < MAX_BATCH_ROWS and size < BLOCK_BYTES:
-            message = part.waiting.popleft()
-            messages.append(message)
-            size += len(message)
+        taken: list[Messages] = []
+        rows = size = 0
+        while part.waiting and (not taken or (rows + len(part.waiting[0].values) <= MAX_BATCH_ROWS and size < BLOCK_BYTES)):
+            taken.append(part.waiting.popleft())
+            rows += len(taken[-1].values)
+            size += taken[-1].bytes
+        part.rows -= rows
         part.bytes -= size
-        part.at = messages[-1].offset() + 1
+        part.at = int(taken[-1].offsets[-1]) + 1
         if part.paused:
             self._balance()
-        return Piece(name, part.at, tuple(self.source.rows.parse(Messages.of(messages), name)))
+        return Piece(name, part.at, tuple(self.source.rows.parse(Messages.joined(taken), name)))
 
     # ---- how far
 
