@@ -32,7 +32,7 @@ from tiebeam.dead_letters import REJECTED, route, route_nowhere
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.rows import RowBatch, RowBatchCoder, with_column
 from tiebeam.staging import Staged, TwoPhase
-from tiebeam.steps import ROWS_OUT, BatchFn, count
+from tiebeam.steps import ROWS_IN, ROWS_OUT, BatchFn, count
 
 COMMITS_STAGED, COMMITS_PUBLISHED = "commits_staged", "commits_published"
 STATED = "commit"
@@ -103,6 +103,7 @@ class _StageFn(BatchFn):
         clock=beam.DoFn.TimerParam(CLOCK), end=beam.DoFn.TimerParam(END),
     ):  # fmt: skip
         shard, batch = keyed
+        count(self.step, ROWS_IN, batch.num_rows)
         kept = list(held.read())
         if not kept:
             self._wind(clock)
@@ -125,9 +126,9 @@ class _StageFn(BatchFn):
                 staged.add(batch)
             if unseen:
                 self._wind(clock)
-                yield _at_end(shard, _POKE)
+            yield _at_end(shard, _POKE)  # the last one, so that Publish counts what is visible
             return
-        if held.read():
+        if list(held.read()):
             self._wind(clock)
             yield from self._staged(shard, rows, held) if sum(held.read()) else [_at_end(shard, _POKE)]
 
@@ -251,10 +252,9 @@ class _PublishFn(beam.DoFn):
             for name in published:
                 PROGRESS.forget(name)
                 yield sum(reports[name].column("rows").to_pylist())
-        if left:
-            seen = PROGRESS.of(left)
-            due = {name: Staged.unpack([left[name].drop_columns([STATED])]) for name in sorted(left) if seen[name]}
-            finalizer.register(lambda: _finalize(self.sink, seen, due))
+        seen = PROGRESS.of(left)
+        due = {name: Staged.unpack([left[name].drop_columns([STATED])]) for name in sorted(left) if seen[name]}
+        finalizer.register(lambda: _finalize(self.sink, seen, due))  # always: Prism tells every bundle, and stumbles where nobody listens
 
 
 def _finalize(sink: TwoPhase, seen: dict[str, int], due: dict[str, list[Staged]]) -> None:

@@ -28,6 +28,7 @@ CONNECTORS = {
 }
 PIPELINES = {
     "ingest": "tiebeam.pipelines.ingest",
+    "live": "tiebeam.pipelines.live",
     "replay": "tiebeam.pipelines.replay",
     "retail": "tiebeam.pipelines.retail",
     "rollup": "tiebeam.pipelines.rollup",

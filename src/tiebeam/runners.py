@@ -1,14 +1,18 @@
-"""What runners cannot do: the modes in which Beam loses rows, and the runners on which no stream without end can be read.
+"""What runners cannot do: the modes in which Beam loses rows, the runners on which no stream without end can be read, and draining.
 
 Each refusal of a lossy mode has a test that shows the loss (tests/runners), so that an upgrade of Beam tells when it can go.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tiebeam.errors import Problem
+
+DRAIN = threading.Event()
+"""Set to have the sources of this process end where they are caught up, which is how a local stream is drained."""
 
 PRISM_RULE = "prism_disable_sdf_split"
 STREAMING = "--runner=PrismRunner on one machine, or Flink or Dataflow; or give the source an end"

@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # What may be imported inside functions (or for type checkers) besides: it would be slow at the top.
 MAY_IMPORT_LATE: dict[str, set[str]] = {
     "cli": {"pipelines", "templates", "lab"},  # `tiebeam list` must not load Beam
+    "pipelines": {"lab"},  # a stream on this machine needs a runner for streams, and `live` a broker
 }
 
 # Other people's packages: at the top of a file, or only inside functions.

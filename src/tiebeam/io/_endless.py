@@ -29,16 +29,14 @@ from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 from tiebeam.dead_letters import Letters
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.rows import RESERVED, ROW_TIME, RowBatch, RowBatchCoder, timestamp_of
-from tiebeam.runners import lossy, without_streams
-from tiebeam.steps import BatchFn, apply_batches
+from tiebeam.runners import DRAIN, lossy, without_streams
+from tiebeam.steps import BatchFn, apply_batches, gauge
 
 BATCHES_PER_BUNDLE = 16
 SECS_PER_BUNDLE = 1.0
 IDLE_SECS = 60.0
 MILLI = 1_000
-
-DRAIN = threading.Event()
-"""Set to have the sources of this process end where they are caught up; only of use where the workers are in this process."""
+WATERMARK, LAG = "watermark", "lag "
 
 _BATCHES = RowBatchCoder()
 
@@ -81,6 +79,10 @@ class PartitionReader(ABC):
     def appeared(self) -> Sequence[str]:
         """Names the partitions that there are by now; it may take a while, and is asked for every now and then."""
         return ()
+
+    def lag(self, partition: str) -> int | None:
+        """How many rows there are that were not read yet, as far as is known."""
+        return None
 
     def now(self) -> int:
         """The time in microseconds by the clock that event times are compared with."""
@@ -156,7 +158,7 @@ class ReadEndless(beam.PTransform):
         DRAIN.clear()
         if problems := list(self._problems(runner, pbegin.pipeline.options.get_all_options())):
             raise ConfigError(*problems)
-        adapted = _Adapted(self.source, whole=runner == "PrismRunner")
+        adapted = _Adapted(self.source, whole=runner == "PrismRunner", step=self.step or self.label)
         read = ReadFromUnboundedSource(adapted, self.poll_secs, BATCHES_PER_BUNDLE, SECS_PER_BUNDLE)
         return apply_batches(pbegin | "Read" >> read, "Unpack", _UnpackFn(self.step or self.label))
 
@@ -283,6 +285,7 @@ class _Adapted(UnboundedSource):
 
     source: EndlessSource
     whole: bool
+    step: str = ""
     share: int = 0
     shares: int = 0
 
@@ -294,8 +297,8 @@ class _Adapted(UnboundedSource):
 
     def create_reader(self, options: Any, checkpoint_mark: Any) -> _Reader:
         if checkpoint_mark is not None:
-            return _Reader(self.source, dict(checkpoint_mark.places), self.owns)
-        return _Reader(self.source, {name: _Place() for name in _partitions(self.source) if self.owns(name)}, self.owns)
+            return _Reader(self.source, dict(checkpoint_mark.places), self.owns, self.step)
+        return _Reader(self.source, {name: _Place() for name in _partitions(self.source) if self.owns(name)}, self.owns, self.step)
 
     def owns(self, name: str) -> bool:
         """Whether a partition is read here: by a stable hash, so that one found later has its owner too."""
@@ -311,10 +314,12 @@ class _Adapted(UnboundedSource):
 class _Reader(UnboundedReader):
     """Reads the partitions of one restriction, that with the earliest event time first."""
 
-    def __init__(self, source: EndlessSource, places: dict[str, _Place], owns: Callable[[str], bool]):
+    def __init__(self, source: EndlessSource, places: dict[str, _Place], owns: Callable[[str], bool], step: str):
         self.source = source
         self.places = places
         self.owns = owns
+        self.step = step
+        self._told = 0.0
         self._reader: PartitionReader | None = None
         self._piece: Piece | None = None
         self._watermark = MIN_TIMESTAMP
@@ -336,7 +341,18 @@ class _Reader(UnboundedReader):
             latest = [self.places[name].latest, *(_latest(rows) for rows in self._piece.rows)]
             self.places[name] = _Place(position, max((moment for moment in latest if moment is not None), default=None))
         self._watermark = max(self._watermark, self._reached(reader))
+        self._tell(reader)
         return self._piece is not None
+
+    def _tell(self, reader: PartitionReader) -> None:
+        """Shows how far reading is, twice a second."""
+        if time.monotonic() < self._told + 0.5:
+            return
+        self._told = time.monotonic()
+        gauge(self.step, WATERMARK, self._watermark.micros // MILLI)
+        for name in self.places:
+            if (lag := reader.lag(name)) is not None:
+                gauge(self.step, f"{LAG}{name}", lag)
 
     def get_current(self) -> _Results:
         assert self._piece is not None

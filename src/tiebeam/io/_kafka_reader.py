@@ -97,6 +97,8 @@ class _Part:
     rows: int = 0
     bytes: int = 0
     paused: bool = False
+    ends_at: int | None = None
+    """The end of the partition when the brokers were last asked."""
     nothing_at: int = -1
     """When it was last known, in microseconds since 1970, that the broker had no message beyond `reached`."""
 
@@ -293,18 +295,23 @@ class TopicReader(PartitionReader):
         moment = time.monotonic()
         if moment < self.looked_at + LOOK_SECS:
             return
-        idle = {name: part for name, part in self.parts.items() if not part.waiting and not part.finished}
+        asked = {name: part for name, part in self.parts.items() if not part.finished}
         now = time.time_ns() // 1_000
         try:
-            ends = self.cluster.offsets(map(parted, idle), OffsetSpec.latest(), self.source.committed, LOOK_SECS * 4)
+            ends = self.cluster.offsets(map(parted, asked), OffsetSpec.latest(), self.source.committed, LOOK_SECS * 4)
         except (KafkaException, TimeoutError):
             self.now_known = 0
         else:
             self.now_known = now
-            for name, part in idle.items():
-                if ends[parted(name)] <= part.reached:
+            for name, part in asked.items():
+                part.ends_at = ends[parted(name)]
+                if part.ends_at <= part.reached and not part.waiting:
                     part.nothing_at = now
         self.looked_at = time.monotonic()
+
+    def lag(self, partition: str) -> int | None:
+        part = self.parts[partition]
+        return None if part.ends_at is None else max(0, part.ends_at - max(part.at, part.reached if not part.waiting else 0))
 
     def now(self) -> int:
         return self.now_known or time.time_ns() // 1_000

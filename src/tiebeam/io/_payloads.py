@@ -6,7 +6,6 @@ original bytes are made here, once for all.
 
 from __future__ import annotations
 
-import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from tiebeam.dead_letters import Letters, letters
-from tiebeam.io._avro_schema import arrow_schema, numbers_only, pairs, typed
+from tiebeam.io._avro_datum import DatumDecoder
 from tiebeam.io._csv_rows import CsvRows, Dialect
 from tiebeam.io._event_time import event_times
 from tiebeam.io._json_rows import JsonRows
@@ -109,7 +108,7 @@ class AvroPayloads(Payloads):
 
     def __init__(self, schema: Any = None, registry: SchemaRegistry | None = None):
         self.registry = registry
-        self.decoders: dict[int, _AvroDecoder] = {} if schema is None else {-1: _AvroDecoder(schema)}
+        self.decoders: dict[int, DatumDecoder] = {} if schema is None else {-1: DatumDecoder(schema)}
 
     def parse(self, payloads: list[bytes], names: pa.Array, source: str) -> Iterator[Parsed | Refused]:
         groups: dict[int, list[int]] = {}
@@ -130,59 +129,15 @@ class AvroPayloads(Payloads):
                 continue
             yield from decoder.decode([data[i] for i in lines], lines)
 
-    def _decoder(self, number: int) -> _AvroDecoder:
+    def _decoder(self, number: int) -> DatumDecoder:
         if number not in self.decoders:
             if self.registry is None or number < 0:
                 raise UnknownSchemaError("the payload does not begin with the frame of a schema registry (a zero and four bytes)")
             kind, schema = self.registry.schema(number)
             if kind != "AVRO":
                 raise UnknownSchemaError(f"schema {number} is {kind}, not AVRO")
-            self.decoders[number] = _AvroDecoder(schema)
+            self.decoders[number] = DatumDecoder(schema)
         return self.decoders[number]
-
-
-class _AvroDecoder:
-    """Decodes data of one schema."""
-
-    def __init__(self, schema: Any):
-        import fastavro
-
-        raw = numbers_only(schema)
-        self.meant, self.stored = arrow_schema(schema), arrow_schema(raw, logical=False)
-        self.reading = fastavro.parse_schema(raw)
-        self.read = fastavro.schemaless_reader
-
-    def decode(self, data: list[bytes], lines: list[int]) -> Iterator[Parsed | Refused]:
-        rows: list[Any] = []
-        good, refused = [], Refused([], [], [])
-        for line, datum in zip(lines, data, strict=True):
-            stream = io.BytesIO(datum)
-            try:
-                row = self.read(stream, self.reading, None)
-                left = len(datum) - stream.tell()
-            except Exception as e:  # fastavro raises whatever its reading runs into
-                refused.lines.append(line)
-                refused.reasons.append("malformed")
-                refused.details.append(f"no datum of the schema: {type(e).__name__}: {e}")
-                continue
-            if left:
-                refused.lines.append(line)
-                refused.reasons.append("malformed")
-                refused.details.append(f"{left} bytes are left behind the datum")
-            else:
-                rows.append(row)
-                good.append(line)
-        if rows:
-            yield Parsed(self._typed(rows), np.array(good))
-        if refused.lines:
-            yield refused
-
-    def _typed(self, rows: list[Any]) -> RowBatch:
-        columns = [
-            typed(pa.array([pairs(row[stored.name], stored.type) for row in rows], stored.type), stored.type, meant.type)
-            for stored, meant in zip(self.stored, self.meant, strict=True)
-        ]
-        return RowBatch.from_arrays(columns, schema=self.meant)
 
 
 def rows_of(
