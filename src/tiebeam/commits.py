@@ -29,13 +29,15 @@ from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
 from apache_beam.utils.timestamp import Timestamp
 
 from tiebeam.dead_letters import REJECTED, route, route_nowhere
-from tiebeam.errors import ConfigError, Problem
+from tiebeam.errors import ConfigError, Problem, TransientError
 from tiebeam.rows import RowBatch, RowBatchCoder, with_column
 from tiebeam.staging import Staged, TwoPhase
 from tiebeam.steps import ROWS_IN, ROWS_OUT, BatchFn, count
 
 COMMITS_STAGED, COMMITS_PUBLISHED = "commits_staged", "commits_published"
 STATED = "commit"
+PATIENCE_SECS = 900
+"""How long a destination may be away before a job stops; what is staged waits meanwhile."""
 _POKE = RowBatch.from_arrays([pa.array(["poke"])], names=["poke"])
 _REMEMBERED = 100_000  # to forget one costs a commit another message, or a publication that finds itself done
 _LAST = window.GlobalWindow().max_timestamp()
@@ -188,6 +190,8 @@ class _Progress:
         self._seen: dict[str, int] = {}
         self._published: set[str] = set()
         self._trouble: dict[str, Exception] = {}
+        self._away: dict[str, float] = {}
+        """Since when a destination does not take a commit."""
 
     def of(self, names: Iterable[str]) -> dict[str, int]:
         """How often each was seen; raises what went wrong with one of them."""
@@ -214,10 +218,13 @@ class _Progress:
             sink.publish(name, pieces)
         except Exception as e:
             with self._lock:
-                self._trouble[name] = e
+                began = self._away.setdefault(name, time.monotonic())
+                if not isinstance(e, TransientError) or time.monotonic() > began + PATIENCE_SECS:
+                    self._trouble[name] = e
         else:
             with self._lock:
                 self._published.add(name)
+                self._away.pop(name, None)
 
     def forget(self, name: str) -> None:
         with self._lock:

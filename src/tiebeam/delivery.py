@@ -199,6 +199,7 @@ def _keep(delivery: Delivery, rejected: list[beam.PCollection], label: str = "de
         if delivery.max_rejected_ratio < 1:
             fix = "leave it out; watch rows_rejected instead"
             raise ConfigError(Problem("an input that never ends has no share of rejected rows", "max_rejected_ratio", fix))
+        delivery.store.commit_secs = min([delivery.store.commit_secs, *(sink.commit_secs for _, sink, _ in delivery.sinks.values())])
         return stamped | f"Commit {label}" >> Commit(delivery.store, f"Store {label}", delivery.run_id, final=True)
     kept = _store(p, label, delivery.store, delivery.run_id, stamped | f"Live {label}" >> _Attempts(most=delivery.max_attempts))
     if delivery.stamp.prior_attempts:
