@@ -1,4 +1,4 @@
-"""The command `tiebeam`: list, describe, plan, run, replay, completion.
+"""The command `tiebeam`: list, describe, plan, run, replay, lab, completion.
 
 Exit codes: 0 done; 1 the job failed; 2 the configuration is wrong and nothing was moved; 3 too many rows were
 rejected; 130 interrupted. Beam and Arrow are loaded only by the verbs that need them.
@@ -10,6 +10,7 @@ import difflib
 import json
 import sys
 from dataclasses import MISSING
+from pathlib import Path
 from typing import Any
 
 from tiebeam import __version__, options, registry
@@ -24,6 +25,7 @@ tiebeam: ready-made data pipelines on Apache Beam
   tiebeam plan PIPELINE --flags     check everything, show schemas and graph; moves nothing
   tiebeam run PIPELINE --flags      plan, then run
   tiebeam replay --dead_letters=D   run rejected rows through their pipeline again
+  tiebeam lab up|status|down        services on this machine to try things with (Kafka); --folder=work/lab
   tiebeam completion SHELL          completion for bash, zsh or fish
   tiebeam --version
 
@@ -52,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         "plan": _plan,
         "run": _run,
         "replay": _replay,
+        "lab": _lab,
         "completion": _completion,
         "words": _words,
     }
@@ -186,6 +189,32 @@ def _named(argv: list[str], verb: str) -> tuple[str, list[str]]:
     return argv[0], argv[1:]
 
 
+def _lab(argv: list[str]) -> int:
+    from tiebeam.lab import _keeper
+
+    folders = [a.partition("=")[2] for a in argv if a.startswith("--folder=")]
+    words = [a for a in argv if not a.startswith("--folder=") and a != "--json"]
+    verb, *services = words or [""]
+    if verb not in ("up", "status", "down") or (services and verb != "up") or set(services) - set(_keeper.SERVICES):
+        raise ConfigError(Problem(f"cannot be understood: {' '.join(words)!r}", "lab", "tiebeam lab up [kafka], status or down"))
+    folder = Path(folders[-1] if folders else "work/lab")
+    if verb == "down":
+        ended = _keeper.down(folder)
+        print(f"ended: {', '.join(ended)}" if ended else "nothing was running")
+        return 0
+    if verb == "up":
+        for service in services or _keeper.SERVICES:
+            _keeper.up(service, folder)
+    running = _keeper.status(folder)
+    if "--json" in argv:
+        print(json.dumps(running, indent=2))
+    elif running:
+        print(table(["service", "address", "process"], [(name, told["address"], str(told["pid"])) for name, told in running.items()]))
+    else:
+        print("nothing is running")
+    return 0
+
+
 def _plan(argv: list[str]) -> int:
     from tiebeam.pipelines import _plan
 
@@ -222,7 +251,9 @@ def _words(argv: list[str]) -> int:
     """What can stand next on the command line; called by the completion scripts."""
     done = argv[:-1] if len(argv) > 1 else []
     if not done:
-        print("\n".join(["list", "describe", "plan", "run", "replay", "completion"]))
+        print("\n".join(["list", "describe", "plan", "run", "replay", "lab", "completion"]))
+    elif done[0] == "lab":
+        print("\n".join(["up", "status", "down"] if len(done) == 1 else ["kafka", "--folder="]))
     elif len(done) == 1 and done[0] in ("plan", "run", "describe"):
         print("\n".join([*registry.modules("pipelines"), *(registry.modules("connectors") if done[0] == "describe" else [])]))
     else:

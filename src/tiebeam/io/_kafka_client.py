@@ -10,6 +10,7 @@ import functools
 import json
 import re
 import socket
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -150,14 +151,21 @@ class Cluster:
         self.trouble.append(error.str())
 
     def topics(self, secs: float = ANSWER_SECS) -> dict[str, int]:
-        """The number of partitions of each topic; raises ConfigError when no broker answers."""
+        """The number of partitions of each topic; raises ConfigError when no broker answers.
+
+        A topic that is just being made has no leader yet: it is waited for, since to leave it out would be to lose what it holds.
+        """
         import confluent_kafka
 
-        try:
-            found = self.admin.list_topics(timeout=secs).topics
-        except confluent_kafka.KafkaException as e:
-            raise ConfigError(self.unreachable(e)) from None
-        return {name: len(topic.partitions) for name, topic in found.items() if topic.error is None}
+        until = time.monotonic() + secs
+        while True:
+            try:
+                found = self.admin.list_topics(timeout=secs).topics
+            except confluent_kafka.KafkaException as e:
+                raise ConfigError(self.unreachable(e)) from None
+            if not any(topic.error and topic.error.retriable() for topic in found.values()) or time.monotonic() > until:
+                return {name: len(topic.partitions) for name, topic in found.items() if topic.error is None}
+            time.sleep(0.1)
 
     def unreachable(self, error: Any) -> Problem:
         """Says why a cluster cannot be reached, as far as the library knows."""

@@ -62,7 +62,8 @@ class Kafka:
         cluster = Cluster(clients, made)
         try:
             for broker in made:
-                broker.format(name)
+                if not (broker.home / "data" / "meta.properties").exists():
+                    broker.format(name)
                 broker.launch()
             for broker in made:
                 broker.await_ready()
@@ -115,7 +116,7 @@ class Broker:
         return ["java", *options, "-cp", f"{self.jars}/*", main]
 
 
-@dataclass
+@dataclass(eq=False)
 class Cluster:
     """Brokers that run."""
 
