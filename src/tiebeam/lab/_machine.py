@@ -18,8 +18,8 @@ from pathlib import Path
 from tiebeam.errors import ConfigError, Problem
 
 FETCH_SECS = 900
-# Ends the program when our end of the pipe is closed: by us, or because this process is no more.
-_LEASHED = 'exec 3<&0; "$@" 3<&- & program=$!; { cat <&3 >/dev/null; kill -KILL "$program"; } & wait "$program"'
+# Ends the program, and with it all that it has started, when our end of the pipe is closed: by us, or because this process is no more.
+_LEASHED = 'exec 3<&0; "$@" 3<&- & program=$!; { cat <&3 >/dev/null; kill -KILL "$program"; } & wait "$program"; kill -KILL 0'
 
 
 def cached(name: str) -> Path:
