@@ -18,7 +18,7 @@ def main(argv: list[str]) -> None:
     """Runs one worker until the runner lets it go."""
     import grpc
     from apache_beam.portability.api import beam_provision_api_pb2 as api
-    from apache_beam.portability.api.beam_provision_api_pb2_grpc import ProvisionServiceStub
+    from apache_beam.portability.api import beam_provision_api_pb2_grpc as services
     from apache_beam.runners.worker import sdk_worker_main
 
     parser = argparse.ArgumentParser(allow_abbrev=False)
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     given, _ = parser.parse_known_args(argv)
     me = [("worker_id", given.id)]
     with grpc.insecure_channel(given.provision_endpoint) as channel:
-        info = ProvisionServiceStub(channel).GetProvisionInfo(api.GetProvisionInfoRequest(), metadata=me).info
+        info = services.ProvisionServiceStub(channel).GetProvisionInfo(api.GetProvisionInfoRequest(), metadata=me).info
     with tempfile.TemporaryDirectory(prefix="worker-") as folder:
         _stage(info, Path(folder) / "staged", me)
         os.environ.update(_told(info, Path(folder)), WORKER_ID=given.id)
@@ -52,15 +52,15 @@ def _stage(info: Any, folder: Path, me: list[tuple[str, str]]) -> None:
     """Fetches the artifacts of the job under the names that it gave them."""
     import grpc
     from apache_beam.portability.api import beam_artifact_api_pb2 as api
-    from apache_beam.portability.api.beam_artifact_api_pb2_grpc import ArtifactRetrievalServiceStub
-    from apache_beam.portability.api.beam_runner_api_pb2 import ArtifactStagingToRolePayload
+    from apache_beam.portability.api import beam_artifact_api_pb2_grpc as services
+    from apache_beam.portability.api import beam_runner_api_pb2 as model
 
     folder.mkdir()
     with grpc.insecure_channel(info.artifact_endpoint.url) as channel:
-        service = ArtifactRetrievalServiceStub(channel)
+        service = services.ArtifactRetrievalServiceStub(channel)
         asked = api.ResolveArtifactsRequest(artifacts=info.dependencies)
         for artifact in service.ResolveArtifacts(asked, metadata=me).replacements if info.dependencies else ():
-            name = ArtifactStagingToRolePayload.FromString(artifact.role_payload).staged_name
+            name = model.ArtifactStagingToRolePayload.FromString(artifact.role_payload).staged_name
             with (folder / Path(name).name).open("wb") as file:
                 for block in service.GetArtifact(api.GetArtifactRequest(artifact=artifact), metadata=me):
                     file.write(block.data)

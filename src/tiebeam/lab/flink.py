@@ -65,13 +65,14 @@ _SETTINGS = {
     "taskmanager.memory.jvm-metaspace.size": "256m",
     "taskmanager.memory.jvm-overhead.min": "64m",
     "taskmanager.memory.jvm-overhead.max": "64m",
+    "cluster.evenly-spread-out-slots": "true",
     # Whoever dies is missed soon, and the job goes on from its last checkpoint.
     "heartbeat.interval": "1000",
     "heartbeat.timeout": "6000",
     "cluster.registration.error-delay": "300",
     "cluster.registration.refused-registration-delay": "500",
     "restart-strategy.type": "fixed-delay",
-    "restart-strategy.fixed-delay.attempts": "1000",
+    "restart-strategy.fixed-delay.attempts": "20",
     "restart-strategy.fixed-delay.delay": "500 ms",
     "jobmanager.execution.failover-strategy": "region",
     "execution.checkpointing.externalized-checkpoint-retention": "RETAIN_ON_CANCELLATION",
@@ -233,7 +234,8 @@ class Cluster:
         """The program that starts a Python worker."""
         boot = self.folder / "boot"
         if not boot.exists():
-            boot.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m tiebeam.lab._boot "$@"\n')
+            log = self.folder / "workers.log"  # the runner throws away what a process says
+            boot.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m tiebeam.lab._boot "$@" >>"{log}" 2>&1\n')
             boot.chmod(0o755)
         return boot
 
