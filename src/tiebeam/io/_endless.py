@@ -26,7 +26,7 @@ from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.rows import RESERVED, ROW_TIME, RowBatch, RowBatchCoder, timestamp_of
-from tiebeam.runners import lossy, without_streams
+from tiebeam.runners import lossy, unsafe_on_flink, without_streams
 from tiebeam.steps import BatchFn
 
 BATCHES_PER_BUNDLE = 16
@@ -120,15 +120,17 @@ class ReadEndless(beam.PTransform):
                 | "Read" >> beam.ParDo(_ReadToEndFn(self.label, self.source, self.poll_secs)).with_output_types(RowBatch)
             )
         runner = type(pbegin.pipeline.runner).__name__
-        if problems := list(self._problems(runner, pbegin.pipeline.options.get_all_options())):
+        if problems := list(self._problems(runner, pbegin.pipeline.options)):
             raise ConfigError(*problems)
         adapted = _Adapted(self.source, whole=runner == "PrismRunner")
         read = ReadFromUnboundedSource(adapted, self.poll_secs, BATCHES_PER_BUNDLE, SECS_PER_BUNDLE)
         return pbegin | "Read" >> read | "Count" >> beam.ParDo(_CountFn(self.label)).with_output_types(RowBatch)
 
-    def _problems(self, runner: str, flags: dict[str, Any]) -> Iterator[Problem]:
-        yield from lossy(runner, flags)
+    def _problems(self, runner: str, options: Any) -> Iterator[Problem]:
+        yield from lossy(runner, options.get_all_options())
         yield from without_streams(runner)
+        if runner == "FlinkRunner":
+            yield from unsafe_on_flink(options.get_all_options(drop_default=True, retain_unknown_options=True))
         if runner in ("FlinkRunner", "PortableRunner") and self.poll_secs < 1:
             yield Problem(f"{self.poll_secs} s is less than one second", "poll_secs", "Flink cuts it to whole seconds: use 1 or more")
 

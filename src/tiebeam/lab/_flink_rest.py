@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -157,9 +158,7 @@ class Rest:
 
 def _first_line(text: str) -> str:
     """Flink answers with stack traces in JSON: the last cause in them says what is wrong."""
-    try:
+    with suppress(ValueError, KeyError, TypeError):
         text = "\n".join(json.loads(text)["errors"])
-    except (ValueError, KeyError, TypeError):
-        pass
     causes = [line.removeprefix("Caused by: ") for line in text.splitlines() if line.startswith("Caused by: ")]
     return causes[-1] if causes else next((line for line in text.splitlines() if line.strip()), "no reason given")
