@@ -35,3 +35,10 @@ def spark():
     """A job server with a Spark inside, for batch jobs, one at a time; `spark.flags()` runs a job on it."""
     with services.obtain("spark").server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory):
+    """A broker of Kafka, for the whole session."""
+    with services.obtain("kafka").cluster(tmp_path_factory.mktemp("kafka")) as cluster:
+        yield cluster

@@ -29,13 +29,15 @@ from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
 from apache_beam.utils.timestamp import Timestamp
 
 from tiebeam.dead_letters import REJECTED, route, route_nowhere
-from tiebeam.errors import ConfigError, Problem
+from tiebeam.errors import ConfigError, Problem, TransientError
 from tiebeam.rows import RowBatch, RowBatchCoder, with_column
 from tiebeam.staging import Staged, TwoPhase
-from tiebeam.steps import ROWS_OUT, BatchFn, count
+from tiebeam.steps import ROWS_IN, ROWS_OUT, BatchFn, count
 
 COMMITS_STAGED, COMMITS_PUBLISHED = "commits_staged", "commits_published"
 STATED = "commit"
+PATIENCE_SECS = 900
+"""How long a destination may be away before a job stops; what is staged waits meanwhile."""
 _POKE = RowBatch.from_arrays([pa.array(["poke"])], names=["poke"])
 _REMEMBERED = 100_000  # to forget one costs a commit another message, or a publication that finds itself done
 _LAST = window.GlobalWindow().max_timestamp()
@@ -45,7 +47,7 @@ class Commit(beam.PTransform):
     """Stages and publishes rows as they come.
 
     In: row batches of an input that never ends.
-    Out: reports of what was staged. Rows that the sink refuses are dead letters; `final`: they stop the pipeline, there is no further place.
+    Out: reports of what was staged. Rows that the sink refuses are dead letters; `final`: they have no further place, and stop the job.
     """
 
     def __init__(self, sink: TwoPhase, step: str, run_id: str, *, final: bool = False):
@@ -103,6 +105,7 @@ class _StageFn(BatchFn):
         clock=beam.DoFn.TimerParam(CLOCK), end=beam.DoFn.TimerParam(END),
     ):  # fmt: skip
         shard, batch = keyed
+        count(self.step, ROWS_IN, batch.num_rows)
         kept = list(held.read())
         if not kept:
             self._wind(clock)
@@ -125,9 +128,9 @@ class _StageFn(BatchFn):
                 staged.add(batch)
             if unseen:
                 self._wind(clock)
-                yield _at_end(shard, _POKE)
+            yield _at_end(shard, _POKE)  # the last one, so that Publish counts what is visible
             return
-        if held.read():
+        if list(held.read()):
             self._wind(clock)
             yield from self._staged(shard, rows, held) if sum(held.read()) else [_at_end(shard, _POKE)]
 
@@ -187,6 +190,8 @@ class _Progress:
         self._seen: dict[str, int] = {}
         self._published: set[str] = set()
         self._trouble: dict[str, Exception] = {}
+        self._away: dict[str, float] = {}
+        """Since when a destination does not take a commit."""
 
     def of(self, names: Iterable[str]) -> dict[str, int]:
         """How often each was seen; raises what went wrong with one of them."""
@@ -213,10 +218,13 @@ class _Progress:
             sink.publish(name, pieces)
         except Exception as e:
             with self._lock:
-                self._trouble[name] = e
+                began = self._away.setdefault(name, time.monotonic())
+                if not isinstance(e, TransientError) or time.monotonic() > began + PATIENCE_SECS:
+                    self._trouble[name] = e
         else:
             with self._lock:
                 self._published.add(name)
+                self._away.pop(name, None)
 
     def forget(self, name: str) -> None:
         with self._lock:
@@ -251,10 +259,9 @@ class _PublishFn(beam.DoFn):
             for name in published:
                 PROGRESS.forget(name)
                 yield sum(reports[name].column("rows").to_pylist())
-        if left:
-            seen = PROGRESS.of(left)
-            due = {name: Staged.unpack([left[name].drop_columns([STATED])]) for name in sorted(left) if seen[name]}
-            finalizer.register(lambda: _finalize(self.sink, seen, due))
+        seen = PROGRESS.of(left)
+        due = {name: Staged.unpack([left[name].drop_columns([STATED])]) for name in sorted(left) if seen[name]}
+        finalizer.register(lambda: _finalize(self.sink, seen, due))  # always: Prism tells every bundle, and stumbles where nobody listens
 
 
 def _finalize(sink: TwoPhase, seen: dict[str, int], due: dict[str, list[Staged]]) -> None:

@@ -73,9 +73,9 @@ class Sink(Declared, beam.PTransform):
     modes: ClassVar[tuple[str, ...]] = ("append", "replace")
     takes_changes: ClassVar[bool] = False
     takes_unbounded: ClassVar[bool] = False
-    delivery: ClassVar[str] = "exactly_once"
 
     mode = "append"
+    delivery = "exactly_once"
 
     commit_secs: int = option(
         10, help="On an input without end: how often what has come is published", unit="seconds", low=1, high=86_400, by_name=True

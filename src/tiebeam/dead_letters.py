@@ -10,7 +10,8 @@ stops the pipeline with `NowhereToGoError`: dead letters are never dropped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -22,6 +23,8 @@ from tiebeam.errors import NowhereToGoError
 from tiebeam.rows import ROW_POSITION, ROW_TIME, RowBatch
 
 REJECTED = "rejected"
+
+_DIGESTS = 1 << 62  # Beam's integers have 64 bits, signed
 
 SCHEMA = pa.schema(
     [
@@ -190,3 +193,29 @@ def _producers(pcoll: beam.PCollection) -> set[Any]:
         inputs = list(node.inputs) + [side.pvalue for side in node.side_inputs]
         front.extend(i.producer for i in inputs if isinstance(i, beam.PCollection))
     return seen
+
+
+def digest(letters: RowBatch) -> int:
+    """A number for the letters as a set: what they are, not when they failed."""
+    columns = [letters.column(name).to_pylist() for name in ("step", "reason", ROW_POSITION, "original")]
+    sums = (hashlib.blake2b(repr(letter).encode(), digest_size=8).digest() for letter in zip(*columns, strict=True))
+    return sum(int.from_bytes(s, "big") for s in sums) % _DIGESTS
+
+
+class NameFn(beam.CombineFn):
+    """Adds up digests, in any order, and names the publication."""
+
+    def __init__(self, run_id: str):
+        self.run_id = run_id
+
+    def create_accumulator(self) -> int:
+        return 0
+
+    def add_input(self, total: int, digest: int) -> int:
+        return (total + digest) % _DIGESTS
+
+    def merge_accumulators(self, totals: Iterable[int]) -> int:
+        return sum(totals) % _DIGESTS
+
+    def extract_output(self, total: int) -> str:
+        return f"{self.run_id}-{total:016x}"

@@ -12,7 +12,6 @@ Without a `Delivery` a sink is a delivery of its own: it keeps the dead letters 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import uuid
 import weakref
@@ -38,7 +37,6 @@ from tiebeam.steps import NAMESPACE, ROWS_OUT, BatchFn, apply_batches, count
 ALREADY_PUBLISHED = "already_published"
 JOBS = "_jobs"
 PARKED = "parked"
-_DIGESTS = 1 << 62  # Beam's integers have 64 bits, signed
 
 _open: weakref.WeakKeyDictionary[beam.Pipeline, Delivery] = weakref.WeakKeyDictionary()
 
@@ -201,6 +199,7 @@ def _keep(delivery: Delivery, rejected: list[beam.PCollection], label: str = "de
         if delivery.max_rejected_ratio < 1:
             fix = "leave it out; watch rows_rejected instead"
             raise ConfigError(Problem("an input that never ends has no share of rejected rows", "max_rejected_ratio", fix))
+        delivery.store.commit_secs = min([delivery.store.commit_secs, *(sink.commit_secs for _, sink, _ in delivery.sinks.values())])
         return stamped | f"Commit {label}" >> Commit(delivery.store, f"Store {label}", delivery.run_id, final=True)
     kept = _store(p, label, delivery.store, delivery.run_id, stamped | f"Live {label}" >> _Attempts(most=delivery.max_attempts))
     if delivery.stamp.prior_attempts:
@@ -220,37 +219,11 @@ def _keep(delivery: Delivery, rejected: list[beam.PCollection], label: str = "de
 
 def _store(p: beam.Pipeline, label: str, store: TwoPhase, run_id: str, letters: beam.PCollection) -> beam.PCollection:
     """Publishes letters under the run's name and their own digest: an attempt with other letters is a publication of its own."""
-    digests = letters | f"Digest {label}" >> beam.Map(_digest).with_output_types(int)
-    name = digests | f"Name {label}" >> beam.CombineGlobally(_DigestFn(run_id)).with_output_types(str)
+    digests = letters | f"Digest {label}" >> beam.Map(dead_letters.digest).with_output_types(int)
+    name = digests | f"Name {label}" >> beam.CombineGlobally(dead_letters.NameFn(run_id)).with_output_types(str)
     stage = beam.ParDo(_StageFn(f"Stage {label}", store, run_id), pvalue.AsSingleton(name)).with_output_types(RowBatch)
     staged = dead_letters.route_nowhere(letters | f"Stage {label}" >> stage.with_outputs(dead_letters.REJECTED, main="rows"))
     return _publish(p, f"Publish {label}", store, run_id, staged, name=pvalue.AsSingleton(name))
-
-
-def _digest(letters: RowBatch) -> int:
-    """A number for the letters as a set: what they are, not when they failed."""
-    columns = [letters.column(name).to_pylist() for name in ("step", "reason", ROW_POSITION, "original")]
-    sums = (hashlib.blake2b(repr(letter).encode(), digest_size=8).digest() for letter in zip(*columns, strict=True))
-    return sum(int.from_bytes(s, "big") for s in sums) % _DIGESTS
-
-
-class _DigestFn(beam.CombineFn):
-    """Adds up digests, in any order, and names the publication."""
-
-    def __init__(self, run_id: str):
-        self.run_id = run_id
-
-    def create_accumulator(self) -> int:
-        return 0
-
-    def add_input(self, total: int, digest: int) -> int:
-        return (total + digest) % _DIGESTS
-
-    def merge_accumulators(self, totals: Iterable[int]) -> int:
-        return sum(totals) % _DIGESTS
-
-    def extract_output(self, total: int) -> str:
-        return f"{self.run_id}-{total:016x}"
 
 
 class _Attempts(beam.PTransform):

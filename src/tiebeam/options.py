@@ -133,7 +133,7 @@ def option(
     Types: str, int, float, bool, tuple[str, ...], Secret, each `| None`.
     """
     spec = dict(help=help, example=example, unit=unit, choices=tuple(choices), low=low, high=high, parent=parent)
-    return field(default=default, metadata={"option": spec}, kw_only=by_name)
+    return field(default=default, metadata={"option": spec}, kw_only=by_name or MISSING)
 
 
 def role(kind: str, default: Any = MISSING, *, help: str, example: str | None = None) -> Any:

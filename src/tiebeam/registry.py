@@ -23,10 +23,12 @@ CONNECTORS = {
     "csv": "tiebeam.io.csv",
     "duckdb": "tiebeam.io.duckdb",
     "jsonl": "tiebeam.io.jsonl",
+    "kafka": "tiebeam.io.kafka",
     "parquet": "tiebeam.io.parquet",
 }
 PIPELINES = {
     "ingest": "tiebeam.pipelines.ingest",
+    "live": "tiebeam.pipelines.live",
     "replay": "tiebeam.pipelines.replay",
     "retail": "tiebeam.pipelines.retail",
     "rollup": "tiebeam.pipelines.rollup",

@@ -1,4 +1,4 @@
-"""What runners cannot do: the modes in which Beam loses rows, the runners on which no stream without end can be read, and Flink's settings.
+"""What runners cannot do: the modes in which Beam loses rows, those on which no stream without end runs, Flink's settings, and draining.
 
 Each refusal of a lossy mode has a test that shows the loss (tests/runners), so that an upgrade of Beam tells when it can go.
 """
@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tiebeam.errors import Problem
+
+DRAIN = threading.Event()
+"""Set to have the sources of this process end where they are caught up, which is how a local stream is drained."""
 
 PRISM_RULE = "prism_disable_sdf_split"
 MIN_PAUSE_MS = 500

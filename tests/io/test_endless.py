@@ -58,7 +58,7 @@ def opened(source: Scripted, mark=None, whole: bool = True):
 
 def told(reader) -> tuple[list[float], Timestamp]:
     """What one look gives: the seconds of its rows, and the watermark."""
-    found = micros_of(reader.get_current()) / SECOND if reader.advance() else []
+    found = micros_of(reader.get_current().results[0]) / SECOND if reader.advance() else []
     return list(found), reader.get_watermark()
 
 

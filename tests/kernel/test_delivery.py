@@ -237,7 +237,11 @@ def test_unbounded_rows_are_refused_by_a_sink_that_takes_bounded_ones_only(out):
     endless = p | beam.Create([numbers(0, 1)])
     endless.is_bounded = False
     with pytest.raises(ConfigError, match="takes bounded input only"):
-        endless | WriteToShelf(out)
+        endless | WriteToBoundedShelf(out)
+
+
+class WriteToBoundedShelf(WriteToShelf):
+    takes_unbounded = False
 
 
 def test_a_replay_counts_attempts_and_parks_what_was_tried_too_often(monkeypatch, tmp_path, out, rejected):

@@ -68,6 +68,11 @@ class WriteToShelf(Sink):
     refuse_from: int | None = option(None, help="The first number that is refused")
     broken: str | None = option(None, help="Which phase fails", choices=("write", "close", "publish"))
 
+    takes_unbounded = True
+
+    def is_published(self, run_id: str) -> bool:
+        return (Path(self.path) / f"_run_{run_id}").exists()
+
     def ping(self) -> None:
         if Path(self.path).is_file():
             raise ConfigError(Problem("is a file", "path", "name a folder"))
@@ -135,7 +140,7 @@ def on_shelf(path: str | Path) -> list[dict[str, Any]]:
     for file in Path(path).glob("*.arrow"):
         with pa.memory_map(str(file)) as source:
             rows += pa.ipc.open_file(source).read_all().to_pylist()
-    return sorted(rows, key=lambda r: r.get("n") if r.get("n") is not None else r[ROW_POSITION])
+    return sorted(rows, key=lambda r: r.get("n") if r.get("n") is not None else r[ROW_POSITION] or "")
 
 
 def staged_on_shelf(path: str | Path) -> list[Path]:

@@ -54,6 +54,9 @@ class Scripted(EndlessSource):
     def partitions(self) -> Sequence[str]:
         return [str(i) for i in range(len(self.parts))]
 
+    def number(self, partition: str) -> int:
+        return int(partition)
+
     def reader(self, partitions: Sequence[str]) -> ScriptedReader:
         return ScriptedReader(self, {name: self.parts[int(name)] for name in partitions})
 
@@ -82,7 +85,7 @@ class ScriptedReader(PartitionReader):
             if self._due(name) and not (self.parts[name].slow and name in self.served):
                 self.served.add(name)
                 self.given[name] += 1
-                return Piece(name, self.given[name], CODER.decode(self.parts[name].pieces[self.given[name] - 1][1]))
+                return Piece(name, self.given[name], (CODER.decode(self.parts[name].pieces[self.given[name] - 1][1]),))
         self.served.clear()
         self.clock += self.source.step
         return None

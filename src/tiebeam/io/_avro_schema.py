@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from tiebeam.errors import ConfigError, Problem
-from tiebeam.io._typed_files import rebuilt
+from tiebeam.io._typed_files import cast, rebuilt
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PRIMITIVES = {
@@ -120,6 +120,24 @@ def numbers_only(avro: Any) -> Any:
         if key in kept:
             kept[key] = numbers_only(kept[key])
     return kept
+
+
+def typed(column: pa.Array, kind: pa.DataType, meant: pa.DataType) -> pa.Array:
+    """A column as decoded, in the type that stands for its Avro type."""
+    if pa.types.is_decimal(kind):
+        column.validate(full=True)  # decoders do not hold decimals to their precision
+    return cast(cast(column, kind), meant)
+
+
+def pairs(value: Any, kind: pa.DataType) -> Any:
+    """Turns the maps in a value to lists of pairs, as Arrow takes them."""
+    if value is None or not pa.types.is_nested(kind):
+        return value
+    if pa.types.is_map(kind):
+        return [(key, pairs(item, kind.item_type)) for key, item in value.items()]
+    if pa.types.is_struct(kind):
+        return {field.name: pairs(value[field.name], field.type) for field in kind}
+    return [pairs(item, kind.value_type) for item in value]
 
 
 def stored_schema(schema: pa.Schema) -> pa.Schema:

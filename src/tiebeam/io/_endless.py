@@ -8,10 +8,12 @@ nothing else imports it.
 from __future__ import annotations
 
 import json
+import struct
 import threading
 import time
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple
@@ -24,23 +26,31 @@ from apache_beam.io.unbounded_source import CheckpointMark, ReadFromUnboundedSou
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 
+from tiebeam.dead_letters import Letters
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.rows import RESERVED, ROW_TIME, RowBatch, RowBatchCoder, timestamp_of
-from tiebeam.runners import lossy, unsafe_on_flink, without_streams
-from tiebeam.steps import BatchFn
+from tiebeam.runners import DRAIN, lossy, unsafe_on_flink, without_streams
+from tiebeam.steps import BatchFn, apply_batches, gauge
 
 BATCHES_PER_BUNDLE = 16
 SECS_PER_BUNDLE = 1.0
 IDLE_SECS = 60.0
 MILLI = 1_000
+WATERMARK, LAG = "watermark", "lag "
+
+_BATCHES = RowBatchCoder()
 
 
 class Piece(NamedTuple):
-    """Rows of one partition, and the position behind them: any JSON value."""
+    """What was read of one partition, rows and dead letters, and the position behind it: any JSON value."""
 
     partition: str
     position: Any
-    rows: RowBatch
+    results: tuple[RowBatch | Letters, ...]
+
+    @property
+    def rows(self) -> Iterator[RowBatch]:
+        return (result for result in self.results if isinstance(result, RowBatch))
 
 
 class Progress(Enum):
@@ -65,6 +75,14 @@ class PartitionReader(ABC):
     @abstractmethod
     def progress(self, partition: str) -> Progress:
         """How far the partition is read, without waiting."""
+
+    def appeared(self) -> Sequence[str]:
+        """Names the partitions that there are by now; it may take a while, and is asked for every now and then."""
+        return ()
+
+    def lag(self, partition: str) -> int | None:
+        """How many rows there are that were not read yet, as far as is known."""
+        return None
 
     def now(self) -> int:
         """The time in microseconds by the clock that event times are compared with."""
@@ -91,9 +109,27 @@ class EndlessSource(ABC):
     def partitions(self) -> Sequence[str]:
         """The partitions there are; called on a worker, once."""
 
+    def number(self, partition: str) -> int:
+        """A number that deals partitions evenly to readers: the same in every process and release."""
+        return zlib.crc32(partition.encode())
+
     @abstractmethod
     def reader(self, partitions: Sequence[str]) -> PartitionReader:
         """A reader of these partitions."""
+
+    def read_all(self, partitions: Sequence[str] | None = None, poll_secs: float = 0.01) -> Iterator[RowBatch | Letters]:
+        """What there is of partitions up to their declared ends, here and now."""
+        names = list(self.partitions() if partitions is None else partitions)
+        reader = self.reader(names)
+        try:
+            reader.seek(dict.fromkeys(names))
+            while names := [name for name in names if reader.progress(name) is not Progress.FINISHED]:
+                if (piece := reader.poll(names)) is not None:
+                    yield from piece.results
+                else:
+                    time.sleep(poll_secs)
+        finally:
+            reader.close()
 
 
 class ReadEndless(beam.PTransform):
@@ -106,25 +142,25 @@ class ReadEndless(beam.PTransform):
     but never ahead of now; when it is known to hold nothing more, at least now less the declared lag.
     """
 
-    def __init__(self, source: EndlessSource, *, poll_secs: float = 1.0):
+    def __init__(self, source: EndlessSource, *, poll_secs: float = 1.0, step: str | None = None):
         super().__init__()
         self.source = source
         self.poll_secs = poll_secs
+        self.step = step
 
     def expand(self, pbegin: Any) -> beam.PCollection:
         if self.source.bounded:
             partitions = pbegin | "Source" >> beam.Create([self.source]) | "Partitions" >> beam.FlatMap(_partitions).with_output_types(str)
-            return (
-                partitions
-                | "Spread" >> beam.Reshuffle()
-                | "Read" >> beam.ParDo(_ReadToEndFn(self.label, self.source, self.poll_secs)).with_output_types(RowBatch)
+            return apply_batches(
+                partitions | "Spread" >> beam.Reshuffle(), "Read", _ReadToEndFn(self.step or self.label, self.source, self.poll_secs)
             )
         runner = type(pbegin.pipeline.runner).__name__
+        DRAIN.clear()
         if problems := list(self._problems(runner, pbegin.pipeline.options)):
             raise ConfigError(*problems)
-        adapted = _Adapted(self.source, whole=runner == "PrismRunner")
+        adapted = _Adapted(self.source, whole=runner == "PrismRunner", step=self.step or self.label)
         read = ReadFromUnboundedSource(adapted, self.poll_secs, BATCHES_PER_BUNDLE, SECS_PER_BUNDLE)
-        return pbegin | "Read" >> read | "Count" >> beam.ParDo(_CountFn(self.label)).with_output_types(RowBatch)
+        return apply_batches(pbegin | "Read" >> read, "Unpack", _UnpackFn(self.step or self.label))
 
     def _problems(self, runner: str, options: Any) -> Iterator[Problem]:
         yield from lossy(runner, options.get_all_options())
@@ -141,9 +177,49 @@ def _partitions(source: EndlessSource) -> list[str]:
     raise ConfigError(Problem("the source has no partitions", type(source).__name__))
 
 
-class _CountFn(BatchFn):
-    def apply(self, batch: RowBatch) -> Iterator[RowBatch]:
-        yield batch
+class _Results(NamedTuple):
+    """What a poll gave, as one element: its position is one, so it may not be parted."""
+
+    results: tuple[RowBatch | Letters, ...]
+
+
+class _ResultsCoder(Coder):
+    """Writes each batch with its length, and whether it holds dead letters, in front."""
+
+    def encode(self, value: _Results) -> bytes:
+        parts = []
+        for result in value.results:
+            refused = isinstance(result, Letters)
+            encoded = _BATCHES.encode(result.batch if isinstance(result, Letters) else result)
+            parts += [struct.pack("<?q", refused, len(encoded)), encoded]
+        return b"".join(parts)
+
+    def decode(self, encoded: bytes) -> _Results:
+        results: list[RowBatch | Letters] = []
+        at = 0
+        while at < len(encoded):
+            refused, size = struct.unpack_from("<?q", encoded, at)
+            batch = _BATCHES.decode(encoded[at + 9 : at + 9 + size])
+            results.append(Letters(batch) if refused else batch)
+            at += 9 + size
+        return _Results(tuple(results))
+
+    def is_deterministic(self) -> bool:
+        return False
+
+
+class _UnpackFn(BatchFn):
+    """Rows and dead letters, out of what a poll gave."""
+
+    def apply(self, element: _Results) -> Iterator[RowBatch | Letters]:
+        yield from element.results
+
+    def emit(self, results: Any) -> Iterator[Any]:
+        return _timed(super().emit(results))
+
+
+def _timed(outputs: Iterable[Any]) -> Iterator[Any]:
+    return (TimestampedValue(rows, timestamp_of(rows)) if isinstance(rows, RowBatch) else rows for rows in outputs)
 
 
 class _ReadToEndFn(BatchFn):
@@ -154,23 +230,11 @@ class _ReadToEndFn(BatchFn):
         self.source = source
         self.poll_secs = poll_secs
 
-    def apply(self, partition: str) -> Iterator[RowBatch]:
-        reader = self.source.reader([partition])
-        try:
-            reader.seek({partition: None})
-            while True:
-                if (piece := reader.poll([partition])) is not None:
-                    yield piece.rows
-                elif reader.progress(partition) is Progress.FINISHED:
-                    return
-                else:
-                    time.sleep(self.poll_secs)
-        finally:
-            reader.close()
+    def apply(self, partition: str) -> Iterator[RowBatch | Letters]:
+        yield from self.source.read_all([partition], self.poll_secs)
 
     def emit(self, results: Any) -> Iterator[Any]:
-        for rows in super().emit(results):
-            yield TimestampedValue(rows, timestamp_of(rows))
+        return _timed(super().emit(results))
 
 
 @dataclass(frozen=True)
@@ -215,7 +279,7 @@ class _MarkCoder(Coder):
 
 @dataclass(frozen=True)
 class _Adapted(UnboundedSource):
-    """A source as Beam sees it: all partitions, or one of them.
+    """A source as Beam sees it: all partitions, or a share of them.
 
     `whole` keeps the partitions in one restriction. Prism takes the watermark of the last bundle for that of all of them, and
     drops rows of the slower one (tests/runners/test_losses.py); as of Beam 2.77.
@@ -223,29 +287,41 @@ class _Adapted(UnboundedSource):
 
     source: EndlessSource
     whole: bool
-    names: tuple[str, ...] = ()
+    step: str = ""
+    share: int = 0
+    shares: int = 0
 
     def split(self, desired_num_splits: int, options: Any = None) -> list[_Adapted]:
-        return [self] if self.whole or self.names else [replace(self, names=(name,)) for name in _partitions(self.source)]
+        if self.whole or self.shares:
+            return [self]
+        shares = min(len(_partitions(self.source)), max(1, desired_num_splits))
+        return [replace(self, share=share, shares=shares) for share in range(shares)]
 
     def create_reader(self, options: Any, checkpoint_mark: Any) -> _Reader:
         if checkpoint_mark is not None:
-            return _Reader(self.source, dict(checkpoint_mark.places))
-        return _Reader(self.source, {name: _Place() for name in self.names or _partitions(self.source)})
+            return _Reader(self.source, dict(checkpoint_mark.places), self.owns, self.step)
+        return _Reader(self.source, {name: _Place() for name in _partitions(self.source) if self.owns(name)}, self.owns, self.step)
+
+    def owns(self, name: str) -> bool:
+        """Whether a partition is read here: by a stable hash, so that one found later has its owner too."""
+        return not self.shares or self.source.number(name) % self.shares == self.share
 
     def get_checkpoint_mark_coder(self) -> Coder:
         return _MarkCoder()
 
     def default_output_coder(self) -> Coder:
-        return RowBatchCoder()
+        return _ResultsCoder()
 
 
 class _Reader(UnboundedReader):
     """Reads the partitions of one restriction, that with the earliest event time first."""
 
-    def __init__(self, source: EndlessSource, places: dict[str, _Place]):
+    def __init__(self, source: EndlessSource, places: dict[str, _Place], owns: Callable[[str], bool], step: str):
         self.source = source
         self.places = places
+        self.owns = owns
+        self.step = step
+        self._told = 0.0
         self._reader: PartitionReader | None = None
         self._piece: Piece | None = None
         self._watermark = MIN_TIMESTAMP
@@ -257,20 +333,36 @@ class _Reader(UnboundedReader):
         if self._reader is None:
             self._reader = POOL.take(self.source, self._positions())
         reader = self._reader
-        unfinished = [name for name in self.places if reader.progress(name) is not Progress.FINISHED]
+        if new := [name for name in reader.appeared() if name not in self.places and self.owns(name)]:
+            self.places.update((name, _Place()) for name in new)
+            reader.seek(self._positions())
+        unfinished = [name for name in self.places if _progress(reader, name) is not Progress.FINISHED]
         self._piece = reader.poll(sorted(unfinished, key=self._urgency)) if unfinished else None
         if self._piece is not None:
-            name, position, rows = self._piece
-            self.places[name] = _Place(position, _later(self.places[name].latest, _latest(rows)))
+            name, position, _ = self._piece
+            latest = [self.places[name].latest, *(_latest(rows) for rows in self._piece.rows)]
+            self.places[name] = _Place(position, max((moment for moment in latest if moment is not None), default=None))
         self._watermark = max(self._watermark, self._reached(reader))
+        self._tell(reader)
         return self._piece is not None
 
-    def get_current(self) -> RowBatch:
+    def _tell(self, reader: PartitionReader) -> None:
+        """Shows how far reading is, twice a second."""
+        if time.monotonic() < self._told + 0.5:
+            return
+        self._told = time.monotonic()
+        gauge(self.step, WATERMARK, self._watermark.micros // MILLI)
+        for name in self.places:
+            if (lag := reader.lag(name)) is not None:
+                gauge(self.step, f"{LAG}{name}", lag)
+
+    def get_current(self) -> _Results:
         assert self._piece is not None
-        return self._piece.rows
+        return _Results(self._piece.results)
 
     def get_current_timestamp(self) -> Timestamp:
-        return timestamp_of(self.get_current())
+        assert self._piece is not None
+        return min((timestamp_of(rows) for rows in self._piece.rows), default=self._watermark)
 
     def get_watermark(self) -> Timestamp:
         return self._watermark
@@ -301,8 +393,10 @@ class _Reader(UnboundedReader):
         bounds = [
             self._bound(self.places[name].latest, progress, now)
             for name in self.places
-            if (progress := reader.progress(name)) is not Progress.FINISHED
+            if (progress := _progress(reader, name)) is not Progress.FINISHED
         ]
+        if not self.places and not DRAIN.is_set():  # nothing is read here yet, but may be
+            bounds = [now - self.source.lag]
         if not bounds:
             return self._watermark if self._piece is not None else MAX_TIMESTAMP
         if None in bounds:
@@ -314,6 +408,12 @@ class _Reader(UnboundedReader):
         """Never ahead of now: one row of a clock that runs ahead must not make all that follow late."""
         seen = None if latest is None else min(latest - self.source.disorder, now)
         return _later(seen, now - self.source.lag) if progress is Progress.CAUGHT_UP else seen
+
+
+def _progress(reader: PartitionReader, partition: str) -> Progress:
+    """How far a partition is read; while the job is drained, its present end is the end."""
+    progress = reader.progress(partition)
+    return Progress.FINISHED if progress is Progress.CAUGHT_UP and DRAIN.is_set() else progress
 
 
 def _latest(rows: RowBatch) -> int | None:

@@ -21,10 +21,10 @@ from tiebeam.dead_letters import Letters
 from tiebeam.errors import BadFileError
 from tiebeam.io import _avro_container as container
 from tiebeam.io._avro_container import Block, Header
-from tiebeam.io._avro_schema import arrow_schema, avro_schema, numbers_only, stored_schema
+from tiebeam.io._avro_schema import arrow_schema, avro_schema, numbers_only, pairs, stored_schema, typed
 from tiebeam.io._file_sink import Encoder, FileSink
 from tiebeam.io._file_source import PART_BYTES, FilePart
-from tiebeam.io._typed_files import REMEMBERED, TypedFileSource, batch_of, cast, joined, plain, recall, remember, stored, with_positions
+from tiebeam.io._typed_files import REMEMBERED, TypedFileSource, batch_of, joined, plain, recall, remember, stored, with_positions
 from tiebeam.options import option
 from tiebeam.rows import MAX_BATCH_BYTES, MAX_BATCH_ROWS, RowBatch, concat, cut, one_batch
 
@@ -164,16 +164,10 @@ def _decoded(header: Header, blocks: list[Block], names: list[str], path: str) -
     try:
         if found is None or len(found[0] if found else ()) != rows:
             found = _decoded_records(raw, blocks, [kinds.field(name) for name in names], rows)
-        columns = [_typed(column, kinds.field(name).type, meant.field(name).type) for name, column in zip(names, found, strict=True)]
+        columns = [typed(column, kinds.field(name).type, meant.field(name).type) for name, column in zip(names, found, strict=True)]
     except Exception as e:  # fastavro lets through whatever damaged bytes lead to
         raise BadFileError(f"{path} is damaged between the blocks at bytes {blocks[0].offset} and {blocks[-1].offset}: {e!r}") from e
     return batch_of(columns, [meant.field(name) for name in names], rows)
-
-
-def _typed(column: pa.Array, kind: pa.DataType, meant: pa.DataType) -> pa.Array:
-    if pa.types.is_decimal(kind):
-        column.validate(full=True)  # decoders do not hold decimals to their precision
-    return cast(cast(column, kind), meant)
 
 
 def _decoded_flat(raw: Any, blocks: list[Block], names: list[str]) -> list[pa.Array] | None:
@@ -194,18 +188,7 @@ def _decoded_records(raw: Any, blocks: list[Block], fields: list[pa.Field], rows
     records: list[Any] = list(fastavro.reader(container.plain_file(raw, blocks)))
     if len(records) != rows:
         raise ValueError(f"{len(records)} records instead of {rows}")
-    return [pa.array([_pairs(record[field.name], field.type) for record in records], field.type) for field in fields]
-
-
-def _pairs(value: Any, kind: pa.DataType) -> Any:
-    """Turns the maps in a value to lists of pairs, as Arrow takes them."""
-    if value is None or not pa.types.is_nested(kind):
-        return value
-    if pa.types.is_map(kind):
-        return [(key, _pairs(item, kind.item_type)) for key, item in value.items()]
-    if pa.types.is_struct(kind):
-        return {field.name: _pairs(value[field.name], field.type) for field in kind}
-    return [_pairs(item, kind.value_type) for item in value]
+    return [pa.array([pairs(record[field.name], field.type) for record in records], field.type) for field in fields]
 
 
 def _is_flat(avro: Any) -> bool:

@@ -10,7 +10,7 @@ import copy
 import io
 import threading
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO, ClassVar, Self
+from typing import BinaryIO, ClassVar, Self
 
 import polars as pl
 import pyarrow as pa
@@ -20,11 +20,11 @@ from tiebeam.io._as_text import finite_pieces, writable
 from tiebeam.io._compression import ENDINGS, compressed
 from tiebeam.io._file_sink import Encoder, FileSink
 from tiebeam.io._file_source import FilePart
-from tiebeam.io._json_exact import BadLineError, Number, Pairs, parsed
 from tiebeam.io._json_rows import JsonRows
+from tiebeam.io._json_shown import shown_schema
 from tiebeam.io._lines import Block, LineSource, Parsed, Refused
 from tiebeam.io._listing import FoundFile
-from tiebeam.io._text_types import BEYOND_DOUBLE, declared_schema, refuse_unsupported, widened
+from tiebeam.io._text_types import declared_schema, refuse_unsupported
 from tiebeam.io._typed_files import plain
 from tiebeam.options import option
 from tiebeam.rows import RowBatch
@@ -107,19 +107,8 @@ class ReadFromJsonl(LineSource):
         return self._seen[found]
 
     def _look(self, found: tuple[FoundFile, ...]) -> pa.Schema:
-        kinds: dict[str, set[pa.DataType]] = {}
-        left = SAMPLE_BYTES
-        for line in (line for file in found for line in self._first_lines(file)):
-            try:
-                pairs = parsed(line)
-            except BadLineError:
-                continue
-            for key, value in pairs or ():
-                kinds.setdefault(key, set()).update(() if value is None else (_kind(value),))
-            left -= len(line)
-            if left <= 0:
-                break
-        return pa.schema([(key, widened(seen)) for key, seen in kinds.items()])
+        lines = (line for file in found for line in self._first_lines(file))
+        return shown_schema(_up_to(SAMPLE_BYTES, lines))
 
     def _first_lines(self, file: FoundFile) -> Iterator[bytes]:
         part = FilePart(file.path, 0, SAMPLE_BYTES if self.splittable(file.path) else None, file.size)
@@ -128,15 +117,12 @@ class ReadFromJsonl(LineSource):
                 yield from (piece.line(i) for i in range(len(piece.starts)) if piece.ends[i] - piece.starts[i] <= SAMPLE_BYTES)
 
 
-def _kind(value: Any) -> pa.DataType:
-    if isinstance(value, bool):
-        return pa.bool_()
-    if isinstance(value, (Pairs, list)) or not isinstance(value, Number):
-        return pa.string()
-    if value.lstrip("-").isdigit():
-        whole = int(value) if len(value) <= 20 else 2**63
-        return pa.int64() if abs(whole) <= 2**53 else BEYOND_DOUBLE if -(2**63) <= whole < 2**63 else pa.string()
-    return pa.float64()
+def _up_to(size: int, lines: Iterable[bytes]) -> Iterator[bytes]:
+    for line in lines:
+        yield line
+        size -= len(line)
+        if size <= 0:
+            return
 
 
 class WriteToJsonl(FileSink):

@@ -84,7 +84,7 @@ class Broker:
     def format(self, name: str) -> None:
         """Makes its folder a part of the cluster of this name."""
         config = str(self.home / "server.properties")
-        command = [*self._java("kafka.tools.StorageTool", "-Xmx128m"), "format", "-t", name, "-c", config]
+        command = [*self._java("kafka.tools.StorageTool", "-Xmx128m"), "format", f"--cluster-id={name}", f"--config={config}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=FETCH_SECS, check=False)
         if done.returncode:
             last = ((done.stderr + done.stdout).strip().splitlines() or ["it said nothing"])[-1]

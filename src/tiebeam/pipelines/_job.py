@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,11 +31,13 @@ import yaml
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from tiebeam import __version__, registry, steps, terminal
+from tiebeam.connectors import Source
 from tiebeam.delivery import Delivery
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.options import declared, parse
-from tiebeam.pipelines import _runner
+from tiebeam.pipelines import _runner, _view
 from tiebeam.pipelines._account import Outcome, account, labels_by_id, progress_lines, summary, top_labels
+from tiebeam.runners import DRAIN
 
 SAMPLE_ROWS = 10_000
 
@@ -58,6 +61,7 @@ class Job:
     beam_argv: list[str]
     runner: str
     run_id: str
+    endless: bool = False
 
 
 def prepare(name: str, argv: list[str]) -> Job:
@@ -69,8 +73,11 @@ def prepare(name: str, argv: list[str]) -> Job:
     if problems := _runner.check(beam_argv):
         raise ConfigError(*problems)
     reach(options)
+    endless = any(not source.bounded for source in [*connectors(options).values(), *options.sources()] if isinstance(source, Source))
+    if endless:
+        beam_argv = _runner.for_streams(beam_argv)
     run_id = options.run_id or derived_run_id(name, options)
-    return Job(name, module, options, argv, beam_argv, _runner.runner_of(beam_argv), run_id)
+    return Job(name, module, options, argv, beam_argv, _runner.runner_of(beam_argv), run_id, endless)
 
 
 def with_options_file(argv: list[str]) -> list[str]:
@@ -166,8 +173,8 @@ def run(name: str, argv: list[str] | None = None) -> int:
     return 0 if outcome.reconciled else 1
 
 
-def execute(job: Job, *, prior_attempts: dict[str, int] | None = None) -> Outcome:
-    """Builds and runs a prepared job, showing progress. Raises JobFailedError."""
+def execute(job: Job, *, prior_attempts: dict[str, int] | None = None, before_drain: Callable[[], Any] = lambda: None) -> Outcome:
+    """Builds and runs a prepared job, showing progress. Raises JobFailedError. `before_drain` is called when a stream is to end."""
     p, delivery = assemble(job, prior_attempts=prior_attempts)
     by_id, reads = labels_by_id(p), getattr(job.module, "READS", ())
     labels = top_labels(list(by_id.values()))
@@ -175,7 +182,9 @@ def execute(job: Job, *, prior_attempts: dict[str, int] | None = None) -> Outcom
     steps.reset_tally()
     started = time.monotonic()
     print(f"{job.name}: run {job.run_id} on {job.runner}", file=sys.stderr)
-    with _quiet(), _interruptible(delivery), terminal.Progress(lambda elapsed: progress_lines(labels, reads, elapsed)):
+    drain = before_drain if job.endless and job.runner == "PrismRunner" else None
+    shown = _view.View(labels, reads).lines if job.endless else partial(progress_lines, labels, reads)
+    with _quiet(), _interruptible(delivery, drain), terminal.Progress(shown):
         try:
             delivery.keep_job({"pipeline": job.name, "argv": job.argv, "version": __version__})
             result = p.run()
@@ -226,13 +235,19 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _interruptible(delivery: Delivery) -> Iterator[None]:
+def _interruptible(delivery: Delivery, before_drain: Callable[[], Any] | None) -> Iterator[None]:
     """Ends the process at an interrupt or a termination, with 130, after what was staged or spilled is removed.
 
-    A local runner has threads of its own that do not stop; publishing is crash-safe, so ending the process is too.
+    A local runner has threads of its own that do not stop; publishing is crash-safe, so ending the process is too. A local stream is
+    drained by the first interrupt: its sources end where they are, every window is closed and all is published.
     """
 
     def stop(signum: int, frame: Any) -> None:
+        if before_drain and signum == signal.SIGINT and not DRAIN.is_set():
+            print("\ndraining: what has come is published, then it ends; once more to end at once", file=sys.stderr, flush=True)
+            before_drain()
+            DRAIN.set()
+            return
         delivery.discard()
         shutil.rmtree(delivery.pipeline.local_tempdir, ignore_errors=True)  # Beam would, had it come to its end
         print("\ninterrupted; nothing was published that is not whole", file=sys.stderr, flush=True)

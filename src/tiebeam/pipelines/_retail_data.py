@@ -111,6 +111,11 @@ def _wheel() -> Path:
     return Path(spec.submodule_search_locations[0]) / "data"
 
 
+def transactions() -> pl.DataFrame:
+    """All purchases of the wheel, with the month of each; raises ConfigError when it is not installed."""
+    return _transactions(_wheel())
+
+
 def _write(wheel: Path, folder: Path) -> None:
     (folder / "transactions").mkdir()
     for name in LOOKUPS:

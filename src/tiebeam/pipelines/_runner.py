@@ -1,7 +1,7 @@
 """Which runner runs a job, which flags it understands, and which are refused: bad ones, and modes that lose rows (tiebeam.runners).
 
-Without `--runner`, and for `DirectRunner`, the runner is `FnApiRunner`, in memory. Beam's own DirectRunner chooses
-among three runners without saying which.
+Without `--runner`, and for `DirectRunner`, the runner is `FnApiRunner`, in memory, and `PrismRunner` for a source that never ends. Beam's
+own DirectRunner chooses among three runners without saying which.
 """
 
 from __future__ import annotations
@@ -89,6 +89,19 @@ def without_runner(beam_argv: list[str]) -> list[str]:
 def with_safe_flags(beam_argv: list[str]) -> list[str]:
     """The flags with those that make a job on Flink safe, where they say nothing else; for other runners, as they are."""
     return [*beam_argv, *safe_flags(dict(map(_parted, beam_argv)))] if runner_of(beam_argv) == "FlinkRunner" else beam_argv
+
+
+def for_streams(beam_argv: list[str]) -> list[str]:
+    """The flags for a job that never ends: Prism where no runner is named, and for Prism where it is and how it loses nothing."""
+    named = any(_parted(flag)[0] == "runner" for flag in beam_argv)
+    if named and runner_of(beam_argv) != "PrismRunner":
+        return beam_argv
+    if any(_parted(flag)[0] == "prism_location" for flag in beam_argv):
+        return beam_argv
+    from tiebeam.lab import prism
+
+    rule = prism.obtain().flags()
+    return [*without_runner(beam_argv), *(flag for flag in rule if flag not in beam_argv)]
 
 
 def check(beam_argv: list[str]) -> list[Problem]:

@@ -5,7 +5,7 @@
         --aggregates='total=sum(amount),n=count()'
 
 An endless source is rolled up as it comes: each window is written when it is over. Rows that come
-later than `--lateness` allows are kept with the dead letters.
+later than `--lateness` allows go to the sink `--late`, or are kept with the dead letters.
 """
 
 from __future__ import annotations
@@ -33,18 +33,24 @@ class Options(JobOptions):
         help=f"What to compute: name=function(column), where function is {_declared.AGGREGATES}", example="total=sum(amount),n=count()"
     )
     where: str | None = option(None, help="Only rows for which this holds, in DuckDB's SQL", example="amount > 0")
+    late: Sink | None = role("sink", None, help="Where rows of windows that are over go; default: they are dead letters", example="jsonl")
     lateness: str = option("0s", help="How long windows of an endless source stay open for late rows", example="5m")
 
 
 def build(p: Any, options: Options) -> None:
     window = _declared.window(options.window)
     reducers: dict[str, Any] = _declared.reducers(options.aggregates, "--aggregates")
-    aggregate = Aggregate(by=options.by, window=window, lateness=options.lateness, **reducers)
+    late = "output" if options.late is not None else "reject"
+    aggregate = Aggregate(by=options.by, window=window, lateness=options.lateness, late=late, **reducers)
     _job.check_rows(options.source, aggregate.output_schema)
     rows = p | "Read" >> options.source
     if options.where:
         rows = rows | "Where" >> Filter(options.where)
-    rows | "Aggregate" >> aggregate | "Write" >> options.sink
+    told = rows | "Aggregate" >> aggregate
+    if options.late is not None:
+        told.late | "Write late" >> options.late
+        told = told.rows
+    told | "Write" >> options.sink
 
 
 def run(argv: list[str] | None = None) -> int:

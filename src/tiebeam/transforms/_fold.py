@@ -55,6 +55,10 @@ class Fold(ABC):
         A row that is emitted has a `row_time` in the stretch of time that is being folded, or `holds` says how much earlier.
         """
 
+    def ticks(self, times: np.ndarray, tick: int) -> np.ndarray:
+        """The tick with which rows of these times are folded: their own, or a later one when nothing can be told of them before."""
+        return times // tick
+
     def holds(self) -> int:
         """How long after its `row_time` a row may be emitted, in microseconds; the end of its tick does not count."""
         return 0

@@ -63,8 +63,8 @@ def _decimal_digits(array: pa.Array) -> Digits:
     if kind.byte_width < 16:
         array = array.cast(pa.decimal128(kind.precision, kind.scale))
     width = array.type.byte_width // 4
-    raw = np.frombuffer(array.fill_null(0).buffers()[1], np.uint32).reshape(-1, width)
-    raw = raw[array.offset : array.offset + len(array)] if not array.null_count else raw[: len(array)]
+    filled = array.fill_null(0)  # a copy of its own, or the array itself, which may be part of a larger one
+    raw = np.frombuffer(filled.buffers()[1], np.uint32).reshape(-1, width)[filled.offset : filled.offset + len(filled)]
     digits = {k: raw[:, k].astype(np.int64) for k in range(width)}
     digits[width - 1] = raw[:, width - 1].astype(np.int32).astype(np.int64)
     return {k: d for k, d in digits.items() if d.any()}

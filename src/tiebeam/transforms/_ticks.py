@@ -61,7 +61,7 @@ class FoldTicksFn(BatchFn):
         ring = _Ring(self.fold, (r0, r1, r2, r3, r4, r5, r6, r7, r8, r9, r10, r11, r12, r13, r14, r15))
         time = _Clock.read(clock)
         batch = keyed[1]
-        ticks = micros_of(batch) // self.tick
+        ticks = self.fold.ticks(micros_of(batch), self.tick)
         late = ticks <= time.done
         if late.any():
             yield from self._too_late(batch.filter(pa.array(late)))

@@ -16,7 +16,7 @@ from tiebeam.transforms._fold import BEGIN, END, Fold, Folded, Tables, times_of
 from tiebeam.transforms._partials import Partials, Parts
 from tiebeam.transforms._session_fold import SessionFold
 from tiebeam.transforms._states import KEY, agree, combine, plain
-from tiebeam.transforms._windows import WINDOW_END, WINDOW_START, Windowing
+from tiebeam.transforms._windows import WINDOW_END, WINDOW_START, Sliding, Windowing
 
 PANE, EARLY, ON_TIME = "pane", "early", "on_time"
 _START = KEY + WINDOW_START
@@ -78,6 +78,13 @@ class WindowFold(Fold):
         self.early = windows.panes
         self.discarding = discarding
         self.condenses = not any(reducer.fine_grained for reducer in self.partials.reducers.values())
+
+    def ticks(self, times: np.ndarray, tick: int) -> np.ndarray:
+        """That in which the window ends, where windows do not overlap: a month need not be looked at every quarter of an hour."""
+        windowing = self.windows.windowing
+        if self.early or isinstance(windowing, Sliding):
+            return super().ticks(times, tick)
+        return (windowing.ends(windowing.panes(times)) - 1) // tick
 
     def check(self, name: str, rows: pa.Schema) -> None:
         self.partials.check(rows)

@@ -1,0 +1,359 @@
+"""Writes messages to Kafka: at once, by an idempotent producer, or staged in files and then sent in one transaction per commit.
+
+The transaction also writes the commit's name to a ledger topic. Who publishes a commit again fences the one before by the transactional id,
+reads the ledger to its end, finds the name and does nothing. https://kafka.apache.org/documentation/#semantics
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tiebeam.dead_letters import Letters, letters_of_rows
+from tiebeam.errors import ConfigError, Problem, TransientError
+from tiebeam.io._as_text import finite_pieces, writable
+from tiebeam.io._folder import folder_at
+from tiebeam.io._kafka_client import Cluster, Connection
+from tiebeam.io._kafka_messages import MessageRows
+from tiebeam.io._kafka_reader import Topics, parted
+from tiebeam.io._publication import LostPiecesError, safe
+from tiebeam.rows import RESERVED, ROW_CHANGE, ROW_TIME, RowBatch
+from tiebeam.staging import Staged
+
+SEND_SECS = 120
+TRANSACTION_SECS = 300
+
+MESSAGES = pa.schema([("key", pa.binary()), ("value", pa.binary()), ("headers", pa.string()), ("timestamp", pa.int64())])
+
+_lock = threading.Lock()
+_ready: set[tuple[Connection, str]] = set()
+_ledgers: dict[tuple[Connection, str], _Ledger] = {}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where messages go, and how rows become messages."""
+
+    connection: Connection
+    topic: str
+    step: str
+    format: str = "json"
+    key: str | None = None
+    headers: tuple[str, ...] = ()
+    max_message_bytes: int = 1_000_000
+    staging: str | None = None
+    ledger: str = "tiebeam-ledger"
+    partitions: int = 1
+    replication: int = -1
+    topic_config: tuple[str, ...] = ()
+    compression: str = "lz4"
+
+    @property
+    def location(self) -> str:
+        return f"kafka://{self.connection.servers}/{self.topic}"
+
+    def prepared(self) -> Target:
+        """Itself, once its topics are there."""
+        with _lock:
+            if (self.connection, self.topic) not in _ready:
+                cluster = Cluster(self.connection)
+                found = cluster.topics()
+                if self.topic not in found:
+                    settings = dict(setting.split("=", 1) for setting in self.topic_config)
+                    cluster.create(self.topic, self.partitions, self.replication, settings)
+                if self.staging is not None and self.ledger not in found:
+                    cluster.create(self.ledger, 1, self.replication, {"cleanup.policy": "compact"})
+                _ready.add((self.connection, self.topic))
+        return self
+
+    def settings(self, **own: Any) -> dict[str, Any]:
+        return self.connection.settings(
+            **{
+                "enable.idempotence": True,
+                "compression.type": self.compression,
+                "partitioner": "murmur2_random",  # as Java's clients do it, so that keys meet
+                "message.max.bytes": self.max_message_bytes,
+                "linger.ms": 20,
+                "message.timeout.ms": SEND_SECS * 1000,
+                **own,
+            }
+        )
+
+    def messages(self, rows: RowBatch) -> Iterator[RowBatch | Letters]:
+        """Rows as messages (`MESSAGES`), and those that are too large for one."""
+        for piece in finite_pieces(rows) if self.format == "json" else [rows]:
+            messages = self._encoded(piece)
+            sizes = pc.add(_sizes(messages.column("value")), _sizes(messages.column("key")))
+            large = pc.greater(sizes, self.max_message_bytes - 512)  # room for what Kafka puts around it
+            if pc.any(large).as_py():
+                bad = piece.filter(large)
+                told = [f"{n:,} bytes, more than max_message_bytes ({self.max_message_bytes:,})" for n in sizes.filter(large).to_pylist()]
+                yield letters_of_rows(self.step, bad, "too_large", told)
+                messages = messages.filter(pc.invert(large))
+            if messages.num_rows:
+                yield messages
+
+    def _encoded(self, rows: RowBatch) -> RowBatch:
+        names = rows.schema.names
+        beside = {*self.headers, ROW_CHANGE}
+        body = rows.select([name for name in names if name not in beside])
+        values = _json_lines(body) if self.format == "json" else rows.column("value").cast(pa.binary())
+        if ROW_CHANGE in names:
+            gone = pc.fill_null(pc.equal(rows.column(ROW_CHANGE), "delete"), False)
+            values = pc.if_else(gone, pa.scalar(None, pa.binary()), values)
+        keys = pa.nulls(rows.num_rows, pa.binary())
+        if self.key is not None:
+            column = rows.column(self.key)
+            keys = column if pa.types.is_binary(column.type) else column.cast(pa.string()).cast(pa.binary())
+        heads = pa.nulls(rows.num_rows, pa.string())
+        if self.headers:
+            columns = [rows.column(name).cast(pa.string()).to_pylist() for name in self.headers]
+            told = [dict(zip(self.headers, row, strict=True)) for row in zip(*columns, strict=True)]
+            heads = pa.array([json.dumps({name: value for name, value in row.items() if value is not None}) for row in told])
+        times = pa.nulls(rows.num_rows, pa.int64())
+        if ROW_TIME in names:
+            times = pc.divide(rows.column(ROW_TIME).cast(RESERVED[ROW_TIME]).cast(pa.int64()), 1_000)
+            times = pc.if_else(pc.greater_equal(times, 0), times, pa.scalar(None, pa.int64()))
+        return RowBatch.from_arrays([keys, values, heads, times], schema=MESSAGES)
+
+    def trouble(self, schema: pa.Schema) -> Problem | None:
+        """Why rows of a schema cannot become messages."""
+        if self.format == "raw" and "value" not in schema.names:
+            return Problem("there is no column 'value', which raw messages hold", "format", f"the rows have: {', '.join(schema.names)}")
+        if lacking := [name for name in (*self.headers, *([self.key] if self.key else [])) if name not in schema.names]:
+            return Problem(f"there is no column {lacking[0]!r}", "key", f"the rows have: {', '.join(schema.names)}")
+        return None
+
+
+def _json_lines(rows: RowBatch) -> pa.Array:
+    import polars as pl
+
+    columns = zip(rows.schema.names, rows.columns, strict=True)
+    lines = io.BytesIO()
+    pl.DataFrame({name: pl.from_arrow(writable(column)) for name, column in columns}).write_ndjson(lines)
+    return pa.array(lines.getvalue().split(b"\n")[:-1], pa.binary())
+
+
+def _sizes(column: pa.Array) -> pa.Array:
+    return pc.fill_null(pc.binary_length(column), 0)
+
+
+class Sending:
+    """A producer, and the first error that one of its messages met."""
+
+    def __init__(self, target: Target, **own: Any):
+        import confluent_kafka
+
+        self.target = target
+        self.error: Any = None
+        self.producer = confluent_kafka.Producer(target.settings(**own))
+
+    def send(self, messages: RowBatch) -> None:
+        columns = [messages.column(name).to_pylist() for name in MESSAGES.names]
+        for key, value, headers, timestamp in zip(*columns, strict=True):
+            told = {"timestamp": timestamp} if timestamp is not None else {}
+            heads = list(json.loads(headers).items()) if headers is not None else None
+            while True:
+                try:
+                    self.producer.produce(self.target.topic, value, key, headers=heads, on_delivery=self._delivered, **told)
+                    break
+                except BufferError:
+                    self.producer.poll(0.1)
+                    self.check()
+        self.producer.poll(0)
+        self.check()
+
+    def _delivered(self, error: Any, _: Any) -> None:
+        if error is not None and self.error is None:
+            self.error = error
+
+    def flush(self) -> None:
+        """Waits until every message has arrived."""
+        left = self.producer.flush(SEND_SECS)
+        self.check()
+        if left:
+            raise TransientError(f"{left} messages to {self.target.topic} did not arrive within {SEND_SECS} s")
+
+    def check(self) -> None:
+        if self.error is not None:
+            raise TransientError(f"messages to {self.target.topic} were not taken: {self.error.str()}")
+
+
+class DirectWriter:
+    """Sends at once; what was sent of a bundle that fails is sent again."""
+
+    def __init__(self, target: Target):
+        self.target = target.prepared()
+        self.sending = Sending(target)
+        self.rows = 0
+
+    def write(self, batch: RowBatch) -> Iterator[Letters]:
+        if problem := self.target.trouble(batch.schema):
+            raise ConfigError(problem)
+        for item in self.target.messages(batch):
+            if isinstance(item, Letters):
+                yield item
+            else:
+                self.sending.send(item)
+                self.rows += item.num_rows
+
+    def close(self) -> list[Staged]:
+        self.sending.flush()
+        return [Staged(uuid.uuid4().hex, self.rows)] if self.rows else []
+
+    def abort(self) -> None:
+        with contextlib.suppress(Exception):
+            self.sending.producer.purge()
+
+
+class StagingWriter:
+    """Writes messages to a file, one per bundle."""
+
+    def __init__(self, target: Target, run_id: str):
+        self.target = target.prepared()
+        self.folder = folder_at(target.staging or "")
+        self.name = f"{_folder_of(target, run_id)}/{uuid.uuid4().hex}.arrow"
+        self.parts: list[RowBatch] = []
+
+    def write(self, batch: RowBatch) -> Iterator[Letters]:
+        if problem := self.target.trouble(batch.schema):
+            raise ConfigError(problem)
+        for item in self.target.messages(batch):
+            if isinstance(item, Letters):
+                yield item
+            else:
+                self.parts.append(item)
+
+    def close(self) -> list[Staged]:
+        if not self.parts:
+            return []
+        stream = self.folder.open(self.name)
+        with pa.ipc.new_stream(stream, MESSAGES, options=pa.ipc.IpcWriteOptions(compression="lz4")) as file:
+            for part in self.parts:
+                file.write_batch(part)
+        self.folder.seal(stream)
+        self.folder.sync([self.name])
+        return [Staged(self.name, sum(part.num_rows for part in self.parts), sum(part.nbytes for part in self.parts))]
+
+    def abort(self) -> None:
+        with contextlib.suppress(Exception):
+            self.folder.remove([self.name])
+
+
+def publish(target: Target, run_id: str, staged: list[Staged]) -> bool:
+    """Sends a commit in one transaction; False when the ledger has it already."""
+    import confluent_kafka
+
+    target.prepared()
+    own = {"transactional.id": f"tiebeam-{target.topic}-{run_id}", "transaction.timeout.ms": TRANSACTION_SECS * 1000}
+    sending = Sending(target, **own)
+    try:
+        sending.producer.init_transactions(SEND_SECS)  # fences whoever is publishing this commit now
+        if is_published(target, run_id):
+            discard(target, run_id)
+            return False
+        sending.producer.begin_transaction()
+        try:
+            for piece in staged:
+                for messages in _read(target, run_id, piece):
+                    sending.send(messages)
+            note = json.dumps({"topic": target.topic, "rows": sum(piece.rows for piece in staged)}).encode()
+            sending.producer.produce(target.ledger, note, _key(target, run_id))
+            _insist(lambda: sending.producer.commit_transaction(SEND_SECS))
+        except BaseException:
+            with contextlib.suppress(confluent_kafka.KafkaException):
+                sending.producer.abort_transaction(SEND_SECS)
+            raise
+    except confluent_kafka.KafkaException as e:
+        raise TransientError(f"the transaction of {run_id} to {target.topic} did not end: {e.args[0].str()}") from None
+    discard(target, run_id)
+    return True
+
+
+def _insist(commit: Any) -> None:
+    """Commits; again where only the answer was lost."""
+    import confluent_kafka
+
+    for attempt in range(5):
+        try:
+            commit()
+            return
+        except confluent_kafka.KafkaException as e:
+            if not e.args[0].retriable() or attempt == 4:
+                raise
+
+
+def _read(target: Target, run_id: str, piece: Staged) -> Iterator[RowBatch]:
+    folder = folder_at(target.staging or "")
+    try:
+        data = folder.read(piece.handle)
+    except (FileNotFoundError, OSError) as e:
+        raise LostPiecesError(f"run {run_id!r}: {folder.path(piece.handle)} with {piece.rows} rows is neither staged nor sent") from e
+    yield from pa.ipc.open_stream(pa.py_buffer(data))
+
+
+def discard(target: Target, run_id: str) -> None:
+    """Removes what a run has staged."""
+    folder = folder_at(target.staging or "")
+    where = _folder_of(target, run_id)
+    folder.remove(folder.names(where))
+    folder.prune(where)
+
+
+def _folder_of(target: Target, run_id: str) -> str:
+    return f"{safe(target.topic)}/{safe(run_id)}"
+
+
+def _key(target: Target, run_id: str) -> bytes:
+    return f"{target.topic}/{run_id}".encode()
+
+
+def is_published(target: Target, run_id: str) -> bool:
+    """Whether the ledger has a run."""
+    target.prepared()
+    with _lock:
+        ledger = _ledgers.setdefault((target.connection, target.ledger), _Ledger(target))
+    return ledger.has(_key(target, run_id))
+
+
+@dataclass
+class _Ledger:
+    """The names of published runs, read as far as this process has read them."""
+
+    target: Target
+    at: int = 0
+    names: set[bytes] = field(default_factory=set)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def has(self, name: bytes) -> bool:
+        """Reads on to the present end first: all transactions that were open now are over then."""
+        from confluent_kafka import KafkaException
+        from confluent_kafka.admin import OffsetSpec
+
+        with self.lock:
+            if name in self.names:
+                return True
+            whole = f"{self.target.ledger}/0"
+            try:
+                end = Cluster(self.target.connection).offsets([parted(whole)], OffsetSpec.latest(), committed=False)[parted(whole)]
+            except KafkaException as e:
+                raise TransientError(f"the ledger {self.target.ledger} does not answer: {e.args[0].str()}") from None
+            rows = MessageRows(self.target.step, format="raw", metadata=("key",), key_format="bytes")
+            source = Topics(
+                connection=self.target.connection, topics=(self.target.ledger,), rows=rows, group="tiebeam-ledger",
+                begin=((whole, self.at),), end=((whole, end),), out_of_range="earliest", bounded=True,
+            )  # fmt: skip
+            for part in source.read_all():
+                if isinstance(part, RowBatch):
+                    self.names.update(part.column("kafka_key").to_pylist())
+            self.at = end
+            return name in self.names
