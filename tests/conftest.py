@@ -23,6 +23,13 @@ def prism():
     return services.obtain("prism")
 
 
+@pytest.fixture(scope="module")
+def flink():
+    """A cluster of Flink, new for each module: jobs leave classes behind in it; `flink.flags()` runs a job on it."""
+    with services.obtain("flink").cluster() as cluster:
+        yield cluster
+
+
 @pytest.fixture(scope="session")
 def spark():
     """A job server with a Spark inside, for batch jobs, one at a time; `spark.flags()` runs a job on it."""

@@ -20,6 +20,7 @@ from tiebeam.errors import ConfigError
 from tiebeam.io import _endless
 from tiebeam.io._endless import ReadEndless, _Adapted, _MarkCoder
 from tiebeam.rows import ROW_TIME, RowBatch, with_column
+from tiebeam.runners import safe_flags
 from tiebeam.transforms._fold import Fold, Folded, Tables, micros_of
 from tiebeam.transforms._keyed import Keyed
 
@@ -302,7 +303,8 @@ def test_a_runner_that_cannot_run_streams_is_refused_when_the_graph_is_built(fla
 
 
 def test_others_are_not_refused():
-    for flags in (["--runner=FlinkRunner"], ["--runner=PrismRunner", "--experiments=prism_disable_sdf_split"]):
+    flink = ["--runner=FlinkRunner", "--flink_master=flink:8081", *safe_flags({})]
+    for flags in (flink, ["--runner=PrismRunner", "--experiments=prism_disable_sdf_split"]):
         rows = beam.Pipeline(options=PipelineOptions(flags)) | ReadEndless(scripted(part()))
         assert not rows.is_bounded
         assert rows.element_type is RowBatch

@@ -40,7 +40,7 @@ def test_the_runner_has_one_name(flags, runner):
         ["--runner=PrismRunner", SAFE_PRISM],
         ["--runner=PrismRunner", "--experiments=other,prism_disable_sdf_split", "--experiments=more", "--streaming"],
         ["--runner=SparkRunner"],
-        ["--runner=FlinkRunner", "--streaming", "--checkpointing_interval=1000", "--finish_bundle_before_checkpointing"],
+        ["--runner=FlinkRunner", "--checkpointing_interval=1000"],
         ["--runner=my.own.Runner"],
     ],
 )

@@ -162,12 +162,12 @@ def streamed(disorder: int, seed: int) -> Begin:
     return begin
 
 
-def endless(disorder: int, seed: int) -> Begin:
+def endless(disorder: int, seed: int, poll_secs: float = 0.01) -> Begin:
     """The rows of each input dealt to three skewed partitions of a source that never ends."""
 
     def begin(p: beam.Pipeline, trials: dict[str, Trial]) -> dict[str, dict[str, beam.PCollection]]:
         def read(name: str, n: str, rows: list[RowBatch]) -> beam.PCollection:
-            return p | f"Read {name} {n}" >> ReadEndless(dealt(rows, disorder=disorder, seed=seed), poll_secs=0.01)
+            return p | f"Read {name} {n}" >> ReadEndless(dealt(rows, disorder=disorder, seed=seed), poll_secs=poll_secs)
 
         return {name: {n: read(name, n, rows) for n, rows in trial.named.items()} for name, trial in trials.items()}
 

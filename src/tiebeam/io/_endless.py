@@ -29,7 +29,7 @@ from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 from tiebeam.dead_letters import Letters
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.rows import RESERVED, ROW_TIME, RowBatch, RowBatchCoder, timestamp_of
-from tiebeam.runners import DRAIN, lossy, without_streams
+from tiebeam.runners import DRAIN, lossy, unsafe_on_flink, without_streams
 from tiebeam.steps import BatchFn, apply_batches, gauge
 
 BATCHES_PER_BUNDLE = 16
@@ -156,15 +156,17 @@ class ReadEndless(beam.PTransform):
             )
         runner = type(pbegin.pipeline.runner).__name__
         DRAIN.clear()
-        if problems := list(self._problems(runner, pbegin.pipeline.options.get_all_options())):
+        if problems := list(self._problems(runner, pbegin.pipeline.options)):
             raise ConfigError(*problems)
         adapted = _Adapted(self.source, whole=runner == "PrismRunner", step=self.step or self.label)
         read = ReadFromUnboundedSource(adapted, self.poll_secs, BATCHES_PER_BUNDLE, SECS_PER_BUNDLE)
         return apply_batches(pbegin | "Read" >> read, "Unpack", _UnpackFn(self.step or self.label))
 
-    def _problems(self, runner: str, flags: dict[str, Any]) -> Iterator[Problem]:
-        yield from lossy(runner, flags)
+    def _problems(self, runner: str, options: Any) -> Iterator[Problem]:
+        yield from lossy(runner, options.get_all_options())
         yield from without_streams(runner)
+        if runner == "FlinkRunner":
+            yield from unsafe_on_flink(options.get_all_options(drop_default=True, retain_unknown_options=True))
         if runner in ("FlinkRunner", "PortableRunner") and self.poll_secs < 1:
             yield Problem(f"{self.poll_secs} s is less than one second", "poll_secs", "Flink cuts it to whole seconds: use 1 or more")
 

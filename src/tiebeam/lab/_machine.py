@@ -11,15 +11,15 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tiebeam.errors import ConfigError, Problem
 
 FETCH_SECS = 900
-# Ends the program when our end of the pipe is closed: by us, or because this process is no more.
-_LEASHED = 'exec 3<&0; "$@" 3<&- & program=$!; { cat <&3 >/dev/null; kill -KILL "$program"; } & wait "$program"'
+# Ends the program, and all that it has started, when our end of the pipe is closed: by us, or because this process is no more.
+_LEASHED = 'exec 3<&0; "$@" 3<&- & program=$!; { cat <&3 >/dev/null; kill -KILL "$program"; } & wait "$program"; kill -KILL 0'
 
 
 def cached(name: str) -> Path:
@@ -90,6 +90,15 @@ def free_ports(count: int) -> list[int]:
     finally:
         for one in sockets:
             one.close()
+
+
+@contextmanager
+def passing_folder(prefix: str) -> Iterator[Path]:
+    """A folder that is removed with all that is in it after the block, and also when this process is no more."""
+    folder = tempfile.mkdtemp(prefix=prefix)
+    removed = 'cat >/dev/null; until rm -rf "$0" 2>/dev/null; do sleep 0.2; done'  # while somebody still writes, it is not empty
+    with subprocess.Popen(["sh", "-c", removed, folder], stdin=subprocess.PIPE, start_new_session=True):
+        yield Path(folder)
 
 
 def answers(address: str) -> bool:

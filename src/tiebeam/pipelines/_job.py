@@ -69,6 +69,7 @@ def prepare(name: str, argv: list[str]) -> Job:
     module = registry.pipeline(name)
     argv = with_options_file(argv)
     options, beam_argv = parse(module.Options, argv, registry.connector, _runner.known_flags)
+    beam_argv = _runner.with_safe_flags(beam_argv)
     if problems := _runner.check(beam_argv):
         raise ConfigError(*problems)
     reach(options)

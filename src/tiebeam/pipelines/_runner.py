@@ -15,7 +15,7 @@ from typing import Any
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, _BeamArgumentParser
 
 from tiebeam.errors import Problem
-from tiebeam.runners import lossy, without_streams
+from tiebeam.runners import lossy, safe_flags, unsafe_on_flink, without_streams
 
 LOCAL = "FnApiRunner"
 
@@ -86,6 +86,11 @@ def without_runner(beam_argv: list[str]) -> list[str]:
     return [flag for flag in beam_argv if _parted(flag)[0] != "runner"]
 
 
+def with_safe_flags(beam_argv: list[str]) -> list[str]:
+    """The flags with those that make a job on Flink safe, where they say nothing else; for other runners, as they are."""
+    return [*beam_argv, *safe_flags(dict(map(_parted, beam_argv)))] if runner_of(beam_argv) == "FlinkRunner" else beam_argv
+
+
 def for_streams(beam_argv: list[str]) -> list[str]:
     """The flags for a job that never ends: Prism where no runner is named, and for Prism where it is and how it loses nothing."""
     named = any(_parted(flag)[0] == "runner" for flag in beam_argv)
@@ -104,14 +109,16 @@ def check(beam_argv: list[str]) -> list[Problem]:
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            flags = PipelineOptions(beam_argv).get_all_options(retain_unknown_options=True)
+            options = PipelineOptions(beam_argv)
+            flags = options.get_all_options(retain_unknown_options=True)
+            given = options.get_all_options(drop_default=True, retain_unknown_options=True)
     except SystemExit:  # Beam's parser ends the process at the first bad value
         what = said.getvalue().strip().rpartition("error: ")[2]
         return [Problem(what or "these flags are not understood by Beam", "flags of Beam")]
-    return list(_problems(runner_of(beam_argv), flags))
+    return list(_problems(runner_of(beam_argv), flags, given))
 
 
-def _problems(runner: str, flags: dict[str, Any]) -> Iterator[Problem]:
+def _problems(runner: str, flags: dict[str, Any], given: dict[str, Any]) -> Iterator[Problem]:
     names = StandardOptions.KNOWN_RUNNER_NAMES
     if runner not in names and "." not in runner:
         near = difflib.get_close_matches(runner.lower().removesuffix("runner"), [n.lower().removesuffix("runner") for n in names], n=1)
@@ -120,6 +127,8 @@ def _problems(runner: str, flags: dict[str, Any]) -> Iterator[Problem]:
     yield from lossy(runner, flags)
     if runner == "SparkRunner" and flags["streaming"]:
         yield from without_streams(runner)
+    if runner == "FlinkRunner" and flags["streaming"]:
+        yield from unsafe_on_flink(given)
 
 
 def _parted(flag: str) -> tuple[str, str]:
