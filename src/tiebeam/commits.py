@@ -182,6 +182,11 @@ def _name_of(report: RowBatch) -> str:
     return report.column(STATED)[0].as_py()
 
 
+def pieces_of(report: RowBatch) -> list[Staged]:
+    """The pieces of a commit."""
+    return Staged.unpack([report.drop_columns([STATED])])
+
+
 class _Progress:
     """What this process knows of commits: how often each was found in place, which are published, and what went wrong."""
 
@@ -260,7 +265,7 @@ class _PublishFn(beam.DoFn):
                 PROGRESS.forget(name)
                 yield sum(reports[name].column("rows").to_pylist())
         seen = PROGRESS.of(left)
-        due = {name: Staged.unpack([left[name].drop_columns([STATED])]) for name in sorted(left) if seen[name]}
+        due = {name: pieces_of(left[name]) for name in sorted(left) if seen[name]}
         finalizer.register(lambda: _finalize(self.sink, seen, due))  # always: Prism tells every bundle, and stumbles where nobody listens
 
 

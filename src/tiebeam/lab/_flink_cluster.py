@@ -90,6 +90,12 @@ class Server:
         if self.program:
             self.program.kill()
 
+    def kill_java(self) -> None:
+        """Ends the server itself at once; its Python workers are left behind."""
+        for pid in self._processes("java"):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     def stop(self) -> None:
         """Lets it end in order; it is gone when this returns."""
         for pid in self._processes("java"):

@@ -1,0 +1,368 @@
+"""Kills a stream on a real Flink, again and again, and counts: numbered rows from Kafka to each sink, missing 0, doubled 0.
+
+    make kill-matrix            20 rounds for each sink, and two sinks that are built too simply, which must fail
+    python -m support.killing --sinks=parquet --rounds=5 --seed=7
+
+Every round picks a fault at random, at a random time, and waits until all rows sent before it are visible. The seed is
+printed: with it a run picks the same faults again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import confluent_kafka
+import duckdb
+import numpy as np
+import pyarrow.parquet as pq
+from apache_beam.options.pipeline_options import PipelineOptions
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from tiebeam import commits
+from tiebeam.delivery import Delivery
+from tiebeam.io._folder import folder_at
+from tiebeam.io._manifest import committed_files
+from tiebeam.io.duckdb import WriteToDuckDB
+from tiebeam.io.kafka import ReadFromKafka, WriteToKafka
+from tiebeam.io.parquet import WriteToParquet
+from tiebeam.lab import flink, kafka
+from tiebeam.rows import RowBatch
+
+PARTITIONS = 4
+HEAL_SECS = 240
+EVERY_MS = 2000
+
+
+class AtFirstMessageFn(commits._PublishFn):
+    """Publishes with the first message that a bundle with the commit is durable: nearly right."""
+
+    def process(
+        self, keyed, waiting=beam.DoFn.StateParam(commits._PublishFn.WAITING), finalizer=beam.DoFn.BundleFinalizerParam
+    ):  # fmt: skip
+        _, report = keyed
+        if report.schema.names[0] != "poke":
+            waiting.add(report)
+        reports = {commits._name_of(batch): commits.pieces_of(batch) for batch in waiting.read()}
+        left = {name: pieces for name, pieces in reports.items() if not commits.PROGRESS.is_published(name)}
+        if len(left) < len(reports):
+            waiting.clear()
+        finalizer.register(lambda: [commits.PROGRESS.publish(self.sink, name, pieces) for name, pieces in left.items()])
+
+
+class WhenTheBundleEndsFn(commits._PublishFn):
+    """Publishes as soon as a commit is there: what a sink does that writes in `finish_bundle`."""
+
+    def process(self, keyed, waiting=beam.DoFn.StateParam(commits._PublishFn.WAITING), finalizer=beam.DoFn.BundleFinalizerParam):
+        _, report = keyed
+        if report.schema.names[0] != "poke":
+            self.sink.publish(commits._name_of(report), commits.pieces_of(report))
+
+
+# Where rows go, and how those are read that are visible there.
+
+
+def parquet(folder: Path, servers: str) -> WriteToParquet:
+    return WriteToParquet(str(folder / "parquet"), commit_secs=1)
+
+
+def in_parquet(sink: WriteToParquet) -> np.ndarray:
+    """The rows of the files that the manifest lists; no other file may be visible."""
+    listed = committed_files(sink.path) or []
+    visible = {folder_at(sink.path).path(name) for name, _ in folder_at(sink.path).data_files()}
+    unlisted = visible - set(listed)
+    if unlisted:  # moved to their place, and listed in a moment
+        unlisted -= set(committed_files(sink.path) or [])
+        assert not [path for path in unlisted if Path(path).stat().st_mtime < time.time() - 60], f"visible, not listed: {unlisted}"
+    return np.concatenate([pq.read_table(path, columns=["n"]).column("n").to_numpy() for path in listed] or [np.empty(0, np.int64)])
+
+
+def in_duckdb(sink: WriteToDuckDB) -> np.ndarray:
+    until = time.monotonic() + 60
+    while Path(sink.path).exists():
+        try:
+            with duckdb.connect(sink.path, read_only=True) as con:
+                return con.execute(f"SELECT n FROM {sink.table}").fetchnumpy()["n"]
+        except duckdb.CatalogException:
+            break
+        except duckdb.IOException:  # a worker is publishing
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.02)
+    return np.empty(0, np.int64)
+
+
+def in_kafka(sink: WriteToKafka) -> np.ndarray:
+    """What a reader of committed messages gets."""
+    cluster = AdminClient({"bootstrap.servers": sink.servers, "log_level": 0})
+    if sink.topic not in cluster.list_topics(timeout=20).topics:
+        return np.empty(0, np.int64)
+    source = ReadFromKafka(sink.servers, (sink.topic,), schema="n bigint", until="latest")
+    parts = [part.column("n").to_numpy() for part in source.source().read_all() if isinstance(part, RowBatch)]
+    return np.concatenate(parts or [np.empty(0, np.int64)])
+
+
+@dataclass(frozen=True)
+class Case:
+    """A sink, how to read it, and the step that publishes where it is not ours."""
+
+    make: Callable[[Path, str], Any]
+    read: Callable[[Any], np.ndarray]
+    publishing: type | None = None
+
+
+CASES = {
+    "parquet": Case(parquet, in_parquet),
+    "duckdb": Case(lambda folder, servers: WriteToDuckDB(str(folder / "out.duckdb"), "numbers", commit_secs=1), in_duckdb),
+    "kafka": Case(
+        lambda folder, servers: WriteToKafka(servers, "out", staging=str(folder / "staging"), ledger="out-ledger", commit_secs=1), in_kafka
+    ),
+    "published when the bundle ends": Case(parquet, in_parquet, WhenTheBundleEndsFn),
+    "published at the first message": Case(parquet, in_parquet, AtFirstMessageFn),
+}
+OURS = ("parquet", "duckdb", "kafka")
+
+
+class Numbers:
+    """Sends the numbers 0, 1, 2, … to a topic, evenly, until it is stopped."""
+
+    def __init__(self, servers: str, topic: str, per_second: int):
+        admin = AdminClient({"bootstrap.servers": servers, "log_level": 0})
+        admin.create_topics([NewTopic(topic, PARTITIONS, 1)])[topic].result(30)
+        settings = {"bootstrap.servers": servers, "log_level": 0, "enable.idempotence": True, "linger.ms": 10, "message.timeout.ms": 0}
+        self.producer = confluent_kafka.Producer(settings)
+        self.topic, self.per_second = topic, per_second
+        self.sent = 0
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self._send, name="numbers", daemon=True)
+        self.thread.start()
+
+    def _send(self) -> None:
+        began = time.monotonic()
+        while not self.stopped.is_set():
+            due = int((time.monotonic() - began) * self.per_second)
+            while self.sent < due:
+                try:
+                    self.producer.produce(self.topic, b'{"n":%d}' % self.sent, partition=self.sent % PARTITIONS)
+                except BufferError:
+                    self.producer.poll(0.1)
+                    continue
+                self.sent += 1
+            self.producer.poll(0)
+            self.stopped.wait(0.01)
+
+    def stop(self) -> int:
+        """Ends, and says how many numbers have arrived."""
+        self.stopped.set()
+        self.thread.join()
+        assert self.producer.flush(120) == 0, "the broker did not take all numbers"
+        return self.sent
+
+
+@dataclass
+class Trial:
+    """A job that runs, and everything that can go wrong with it."""
+
+    flink: Any
+    broker: Any
+    folder: Path
+    case: Case
+    numbers: Numbers
+    chance: random.Random
+    sink: Any
+    job: str = ""
+    parallelism: int = 4
+    begun: float = field(default_factory=time.monotonic)
+
+    def submit(self) -> None:
+        flags = self.flink.flags(parallelism=self.parallelism, checkpoint_ms=EVERY_MS)
+        before = commits._PublishFn
+        commits._PublishFn = self.case.publishing or before  # type: ignore[misc]
+        try:
+            p = beam.Pipeline(options=PipelineOptions(flags))
+            with Delivery(p, str(self.folder / "rejected"), run_id="kills"):
+                p | ReadFromKafka(self.broker.servers, (self.numbers.topic,), schema="n bigint") | self.sink
+            p.run()
+        finally:
+            commits._PublishFn = before  # type: ignore[misc]
+        self.job = next(iter(self.flink.rest.jobs()))
+
+    def visible(self) -> np.ndarray:
+        return self.case.read(self.sink)
+
+    def await_visible(self, numbers: int, secs: float = HEAL_SECS) -> None:
+        """Waits until all numbers below one are visible."""
+        until = time.monotonic() + secs
+        while True:
+            found = self.visible()
+            missing = numbers - len(np.unique(found[found < numbers]))
+            if not missing:
+                return
+            if time.monotonic() > until:
+                state = self.flink.rest.state(self.job)
+                raise TimeoutError(f"{missing} of {numbers} rows are not visible after {secs} s; the job is {state}")
+            time.sleep(0.25)
+
+    # ---- faults
+
+    def kill_taskmanager(self) -> str:
+        server = self.chance.choice(self.flink.taskmanagers)
+        server.kill()
+        self.flink.restart(server)
+        return f"{server.name} killed with its workers"
+
+    def kill_java_alone(self) -> str:
+        """The workers are left behind, and have to find out by themselves."""
+        server = self.chance.choice(self.flink.taskmanagers)
+        workers = server.workers()
+        server.kill_java()
+        time.sleep(self.chance.uniform(0, 1))
+        self.flink.restart(server)
+        return f"{server.name} killed, {len(workers)} workers orphaned"
+
+    def kill_worker(self) -> str:
+        server = self.chance.choice([server for server in self.flink.taskmanagers if server.workers()])
+        return f"{len(server.kill_workers())} workers of {server.name} killed"
+
+    def freeze(self, secs: float) -> str:
+        server = self.chance.choice(self.flink.taskmanagers)
+        server.freeze()
+        time.sleep(secs)
+        server.thaw()
+        return f"{server.name} frozen for {secs:.1f} s"
+
+    def freeze_shortly(self) -> str:
+        return self.freeze(self.chance.uniform(1, 4))
+
+    def freeze_for_long(self) -> str:
+        return self.freeze(self.chance.uniform(8, 11))  # more than a heartbeat's timeout: it is given up, and comes back
+
+    def kill_broker(self) -> str:
+        self.broker.brokers[0].kill()
+        time.sleep(self.chance.uniform(0, 3))
+        self.broker.brokers[0].restart()
+        return "the broker killed"
+
+    def kill_jobmanager(self) -> str:
+        self.flink.jobmanager.kill()
+        self.flink.restart(self.flink.jobmanager)
+        found = (self.flink.folder / "checkpoints" / self.job).glob("chk-*/_metadata")
+        last = max(found, key=lambda path: int(path.parent.name.removeprefix("chk-"))).parent
+        self.job = self.flink.rest.run_jar(self.flink.rest.jars()[0], savepoint=last.as_uri(), parallelism=self.parallelism)
+        return f"the JobManager killed, the job run again from {last.name}"
+
+    def stop_and_resume(self) -> str:
+        place = self.flink.rest.stop(self.job, (self.flink.folder / "savepoints").as_uri())
+        self.flink.rest.await_state(self.job)
+        self.parallelism = 6 - self.parallelism
+        self.job = self.flink.rest.run_jar(self.flink.rest.jars()[0], savepoint=place, parallelism=self.parallelism)
+        return f"stopped with a savepoint, resumed with parallelism {self.parallelism}"
+
+    def kill_behind_a_publication(self) -> str:
+        """All TaskManagers, in the moment in which rows become visible."""
+        before, until = len(self.visible()), time.monotonic() + 60
+        while len(self.visible()) <= before and time.monotonic() < until:
+            time.sleep(0.01)
+        for server in self.flink.taskmanagers:
+            server.kill()
+        for server in self.flink.taskmanagers:
+            self.flink.restart(server)
+        return "all TaskManagers killed right behind a publication"
+
+
+FAULTS = (
+    "kill_taskmanager",
+    "kill_java_alone",
+    "kill_worker",
+    "freeze_shortly",
+    "freeze_for_long",
+    "kill_broker",
+    "kill_jobmanager",
+    "stop_and_resume",
+    "kill_behind_a_publication",
+)
+
+
+@dataclass(frozen=True)
+class Count:
+    """What came of a trial."""
+
+    sent: int
+    missing: int
+    doubled: int
+
+
+@contextmanager
+def running(name: str, folder: Path, seed: int, per_second: int = 2_000) -> Iterator[Trial]:
+    """A job from Kafka to a sink on a cluster of its own."""
+    chance = random.Random(f"{name} {seed}")
+    case = CASES[name]
+    with kafka.obtain().cluster(folder / "kafka") as broker, flink.obtain().cluster(taskmanagers=2, slots=4) as cluster:
+        numbers = Numbers(broker.servers, "numbers", per_second)
+        trial = Trial(cluster, broker, folder, case, numbers, chance, case.make(folder, broker.servers))
+        try:
+            trial.submit()
+            cluster.rest.await_checkpoints(trial.job, 1, secs=180)
+            trial.await_visible(1)
+            yield trial
+        finally:
+            numbers.stopped.set()
+            with suppress(Exception):
+                cluster.rest.cancel(trial.job)
+
+
+def rounds(trial: Trial, faults: list[str], say: Callable[[str], None]) -> Count:
+    """One fault after the other; then all that was sent is counted."""
+    for number, fault in enumerate(faults, 1):
+        time.sleep(trial.chance.uniform(0, 2 * EVERY_MS / 1000))
+        began = time.monotonic()
+        told = getattr(trial, fault)()
+        trial.await_visible(trial.numbers.sent)
+        say(f"  {number:>3}  {told:<62} healed in {time.monotonic() - began:5.1f} s, {trial.numbers.sent:,} rows sent")
+    sent = trial.numbers.stop()
+    with suppress(TimeoutError):
+        trial.await_visible(sent)
+    found = trial.visible()
+    return Count(sent, sent - len(np.unique(found)), len(found) - len(np.unique(found)))
+
+
+def chosen(chance: random.Random, count: int) -> list[str]:
+    """Every fault as often as the others, in an order of their own."""
+    faults = [FAULTS[i % len(FAULTS)] for i in range(count)]
+    chance.shuffle(faults)
+    return faults
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sinks", default=",".join(CASES))
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    asked = parser.parse_args(argv)
+    print(f"seed {asked.seed}", flush=True)
+    good = True
+    for name in asked.sinks.split(","):
+        ours = name in OURS
+        print(f"\n{name}", flush=True)
+        with tempfile.TemporaryDirectory(prefix="tiebeam-kills-") as folder, running(name, Path(folder), asked.seed) as trial:
+            simple = ["kill_behind_a_publication"] * min(asked.rounds, 5)
+            faults = chosen(trial.chance, asked.rounds) if ours else simple
+            count = rounds(trial, faults, lambda line: print(line, flush=True))
+        good &= (count.missing == count.doubled == 0) if ours else count.missing + count.doubled > 0
+        print(f"       {count.sent:,} rows sent: missing {count.missing:,}, doubled {count.doubled:,}", flush=True)
+    print("\nAs it should be." if good else "\nNOT AS IT SHOULD BE", flush=True)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
