@@ -14,6 +14,7 @@ it published would be staged again after a crash. docs/delivery.md has the whole
 from __future__ import annotations
 
 import math
+import re
 import threading
 import time
 import uuid
@@ -158,7 +159,7 @@ class _StageFn(BatchFn):
         held.add(0)
         if not batches:
             return
-        name = f"{self.run_id}-{time.time_ns() // 1_000_000}-{shard}-{uuid.uuid4().hex[:12]}"
+        name = name_of(self.run_id, shard)
         writer = self.sink.writer(name)
         try:
             for batch in batches:
@@ -172,6 +173,20 @@ class _StageFn(BatchFn):
             count(self.step, COMMITS_STAGED, 1)
             report = Staged.pack(pieces)
             yield _at_end(shard, with_column(report, STATED, pa.array([name] * report.num_rows)))
+
+
+_NAME = re.compile(r"(.+)-(\d+)-\d{13,}-[0-9a-f]{12}")
+
+
+def name_of(run_id: str, shard: int) -> str:
+    """A new name for a commit of a writer; those of one writer are in the order in which they were made."""
+    return f"{run_id}-{shard}-{time.time_ns() // 1_000_000}-{uuid.uuid4().hex[:12]}"
+
+
+def writer_of(name: str) -> str | None:
+    """The run and the writer of a commit, which publishes one commit at a time; None where the name is that of a whole run."""
+    found = _NAME.fullmatch(name)
+    return f"{found[1]}-{found[2]}" if found else None
 
 
 def _at_end(shard: int, batch: RowBatch) -> window.TimestampedValue:

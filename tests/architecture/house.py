@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "delivery": {"commits", "dead_letters", "errors", "registry", "rows", "staging", "steps"},
     "connectors": {"dead_letters", "delivery", "errors", "options", "rows", "staging"},
     "terminal": set(),
-    "io": {"connectors", "dead_letters", "delivery", "errors", "options", "rows", "runners", "staging", "steps"},
+    "io": {"commits", "connectors", "dead_letters", "delivery", "errors", "options", "rows", "runners", "staging", "steps"},
     "transforms": {"dead_letters", "errors", "rows", "steps"},
     "pipelines": {
         "connectors", "dead_letters", "delivery", "errors", "io", "options", "registry", "rows", "runners", "steps", "terminal",

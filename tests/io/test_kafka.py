@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+import time
 import uuid
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from tiebeam import commits
 from tiebeam.dead_letters import Letters
 from tiebeam.errors import ConfigError, TransientError
 from tiebeam.io import _kafka_writer
@@ -243,11 +245,11 @@ def test_single_partitions_and_patterns(kafka):
 def test_aborted_transactions_are_not_read_and_the_end_is_found_behind_their_markers(kafka, topic):
     sending = producer(kafka, **{"transactional.id": uuid.uuid4().hex})
     sending.init_transactions(20)
-    for commits, value in ((True, 1), (False, 2), (True, 3), (False, 4)):
+    for kept, value in ((True, 1), (False, 2), (True, 3), (False, 4)):
         sending.begin_transaction()
         sending.produce(topic, *lines({"id": value}), partition=0)
         sending.flush(20)
-        (sending.commit_transaction if commits else sending.abort_transaction)(20)
+        (sending.commit_transaction if kept else sending.abort_transaction)(20)
     assert ids(read(source(kafka, topic))[0]) == [1, 3]
     assert ids(read(source(kafka, topic, isolation="read_uncommitted"))[0]) == [1, 2, 3, 4]
 
@@ -427,3 +429,21 @@ def test_a_broker_that_is_gone_is_a_transient_error(kafka, topic, tmp_path, monk
     monkeypatch.setattr(_kafka_writer, "_ready", {(writing.target.connection, topic)})
     with pytest.raises(TransientError, match=r"did not arrive|were not taken"):
         stage(writing, "c1", batch({"id": 1}))
+
+
+def test_a_writer_that_died_in_its_transaction_holds_up_no_other(kafka, topic, tmp_path, monkeypatch):
+    """One process may have to publish for both; if it waited for the end of the dead one's transaction, it would be for a minute."""
+    writing = sink(kafka, topic, tmp_path)
+    names = [commits.name_of("run", shard) for shard in (0, 1)]
+    pieces = {name: stage(writing, name, batch({"id": shard}))[0] for shard, name in enumerate(names)}
+    dead = _kafka_writer.Sending(writing.target, **_kafka_writer._transaction(writing.target, names[1]))
+    dead.producer.init_transactions(20)
+    dead.producer.begin_transaction()
+    dead.producer.produce(topic, b'{"id":1}')
+    dead.producer.produce(writing.ledger, b"{}", b"x", partition=_kafka_writer._partition(writing.target, names[1]))
+    dead.producer.flush(20)
+    began = time.monotonic()
+    for name in names:
+        assert writing.publish(name, pieces[name]) is True
+    assert time.monotonic() - began < 30
+    assert ids(read(source(kafka, topic))[0]) == [0, 1]

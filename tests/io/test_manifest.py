@@ -2,14 +2,21 @@
 
 import errno
 import json
+import os
+import shutil
 import threading
+import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tiebeam.errors import BadFileError
+from tiebeam.io import _publication
 from tiebeam.io._folder import folder_at
 from tiebeam.io._manifest import adopt, commit, committed_files, committed_runs, entries, files
+from tiebeam.io.parquet import WriteToParquet
+from tiebeam.rows import RowBatch
 
 
 def file(name, **facts):
@@ -140,3 +147,31 @@ def test_other_files_beside_the_log_do_not_matter(tmp_path):
     (tmp_path / "_manifest" / "notes.json").write_text("mine")
     (tmp_path / "_manifest" / f"{7:019}.json").write_text("mine")
     assert committed_files(str(tmp_path)) == [f"{tmp_path}/a"]
+
+
+def test_what_was_staged_long_ago_and_never_published_is_swept(tmp_path, monkeypatch):
+    monkeypatch.setattr(_publication, "_swept", {})
+    sink = WriteToParquet(str(tmp_path))
+    old, fresh = tmp_path / "_staging" / "dead", tmp_path / "_staging" / "alive"
+    for folder in (old, fresh):
+        folder.mkdir(parents=True)
+        (folder / "piece.staged").write_bytes(b"x")
+    long_ago = time.time() - _publication.ORPHAN_SECS - 60
+    os.utime(old / "piece.staged", (long_ago, long_ago))
+    writer = sink.writer("r")
+    list(writer.write(RowBatch.from_pydict({"n": [1]})) or ())
+    sink.publish("r", writer.close())
+    assert not old.exists()
+    assert (fresh / "piece.staged").exists()
+
+
+def test_a_table_that_was_removed_and_made_anew_is_read_anew(tmp_path):
+    """Entries are read once; those of another log at the same place are others."""
+    for n in (1, 2):
+        sink = WriteToParquet(str(tmp_path / "table"))
+        writer = sink.writer(f"r{n}")
+        list(writer.write(RowBatch.from_pydict({"n": [n]})) or ())
+        sink.publish(f"r{n}", writer.close())
+        assert [pq.read_table(file).column("n").to_pylist() for file in sink.files()] == [[n]]
+        assert not sink.is_published(f"r{3 - n}")
+        shutil.rmtree(tmp_path / "table")

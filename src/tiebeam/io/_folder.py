@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -113,6 +114,25 @@ class LocalFolder:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
+    def stamp(self, name: str) -> tuple[int, int] | None:
+        """What tells a file from another that is put in its place later."""
+        try:
+            told = Path(self.path(name)).stat()
+        except FileNotFoundError:
+            return None
+        return told.st_ino, told.st_mtime_ns
+
+    def older(self, name: str, secs: float) -> list[str]:
+        """The files in the folders of a folder that have not changed for so long."""
+        before = time.time() - secs
+        root = Path(self.path(name))
+        found = []
+        for path in sorted(root.glob("*/*")):
+            with contextlib.suppress(FileNotFoundError):  # others sweep too
+                if path.is_file() and path.stat().st_mtime < before:
+                    found.append(f"{name}/{path.relative_to(root).as_posix()}")
+        return found
+
     def data_files(self, below: str = "") -> Iterator[tuple[str, int]]:
         """Names and sizes of the visible files of the table: at its top and in Hive partitions."""
         try:
@@ -211,6 +231,15 @@ class RemoteFolder:
 
     def names(self, name: str) -> list[str]:
         return sorted(found for found, _ in self._match(f"{name}/*"))
+
+    def stamp(self, name: str) -> tuple[int, float] | None:
+        found = FileSystems.match([self.path(name)])[0].metadata_list
+        return (found[0].size_in_bytes, found[0].last_updated_in_seconds) if found else None
+
+    def older(self, name: str, secs: float) -> list[str]:
+        found = FileSystems.match([self.path(f"{name}/*/*")])[0].metadata_list
+        before = time.time() - secs
+        return sorted(m.path[len(self.root) + 1 :] for m in found if 0 < m.last_updated_in_seconds < before)
 
     def data_files(self) -> Iterator[tuple[str, int]]:
         for name, size in self._match("**"):

@@ -1,7 +1,9 @@
 """Writes messages to Kafka: at once, by an idempotent producer, or staged in files and then sent in one transaction per commit.
 
-The transaction also writes the commit's name to a ledger topic. Who publishes a commit again fences the one before by the transactional id,
-reads the ledger to its end, finds the name and does nothing. https://kafka.apache.org/documentation/#semantics
+The transaction also writes the commit's name to a ledger topic. Who publishes a commit again fences the one before by the transactional
+id, which is that of the writer, reads the ledger to its end, finds the name and does nothing. Writers have partitions of the ledger of
+their own, as far as there are enough: so none waits for the transaction of another that was killed.
+https://kafka.apache.org/documentation/#semantics
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import io
 import json
 import threading
 import uuid
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tiebeam.commits import writer_of
 from tiebeam.dead_letters import Letters, letters_of_rows
 from tiebeam.errors import ConfigError, Problem, TransientError
 from tiebeam.io._as_text import finite_pieces, writable
@@ -30,13 +34,15 @@ from tiebeam.rows import RESERVED, ROW_CHANGE, ROW_TIME, RowBatch
 from tiebeam.staging import Staged
 
 SEND_SECS = 120
-TRANSACTION_SECS = 300
+COMMIT_SECS, RUN_SECS = 60, 900
+"""How long a transaction may be open: that of a commit, and that of a whole run, for which brokers allow no more."""
+LEDGER_PARTITIONS = 16
 
 MESSAGES = pa.schema([("key", pa.binary()), ("value", pa.binary()), ("headers", pa.string()), ("timestamp", pa.int64())])
 
 _lock = threading.Lock()
 _ready: set[tuple[Connection, str]] = set()
-_ledgers: dict[tuple[Connection, str], _Ledger] = {}
+_ledgers: dict[tuple[Connection, str, int], _Ledger] = {}
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class Target:
                     settings = dict(setting.split("=", 1) for setting in self.topic_config)
                     cluster.create(self.topic, self.partitions, self.replication, settings)
                 if self.staging is not None and self.ledger not in found:
-                    cluster.create(self.ledger, 1, self.replication, {"cleanup.policy": "compact"})
+                    cluster.create(self.ledger, LEDGER_PARTITIONS, self.replication, {"cleanup.policy": "compact"})
                 _ready.add((self.connection, self.topic))
         return self
 
@@ -254,10 +260,9 @@ def publish(target: Target, run_id: str, staged: list[Staged]) -> bool:
     import confluent_kafka
 
     target.prepared()
-    own = {"transactional.id": f"tiebeam-{target.topic}-{run_id}", "transaction.timeout.ms": TRANSACTION_SECS * 1000}
-    sending = Sending(target, **own)
+    sending = Sending(target, **_transaction(target, run_id))
     try:
-        sending.producer.init_transactions(SEND_SECS)  # fences whoever is publishing this commit now
+        sending.producer.init_transactions(SEND_SECS)  # fences whoever else publishes for this writer
         if is_published(target, run_id):
             discard(target, run_id)
             return False
@@ -267,7 +272,7 @@ def publish(target: Target, run_id: str, staged: list[Staged]) -> bool:
                 for messages in _read(target, run_id, piece):
                     sending.send(messages)
             note = json.dumps({"topic": target.topic, "rows": sum(piece.rows for piece in staged)}).encode()
-            sending.producer.produce(target.ledger, note, _key(target, run_id))
+            sending.producer.produce(target.ledger, note, _key(target, run_id), partition=_partition(target, run_id))
             _insist(lambda: sending.producer.commit_transaction(SEND_SECS))
         except BaseException:
             with contextlib.suppress(confluent_kafka.KafkaException):
@@ -277,6 +282,15 @@ def publish(target: Target, run_id: str, staged: list[Staged]) -> bool:
         raise TransientError(f"the transaction of {run_id} to {target.topic} did not end: {e.args[0].str()}") from None
     discard(target, run_id)
     return True
+
+
+def _transaction(target: Target, run_id: str) -> dict[str, Any]:
+    secs = RUN_SECS if writer_of(run_id) is None else COMMIT_SECS
+    return {
+        "transactional.id": f"tiebeam-{target.topic}-{writer_of(run_id) or run_id}",
+        "transaction.timeout.ms": secs * 1000,
+        "message.timeout.ms": min(secs, SEND_SECS) * 1000,
+    }
 
 
 def _insist(commit: Any) -> None:
@@ -317,11 +331,17 @@ def _key(target: Target, run_id: str) -> bytes:
     return f"{target.topic}/{run_id}".encode()
 
 
+def _partition(target: Target, run_id: str) -> int:
+    """The partition of the ledger that has a run."""
+    return zlib.crc32(f"{target.topic}/{writer_of(run_id) or run_id}".encode()) % LEDGER_PARTITIONS
+
+
 def is_published(target: Target, run_id: str) -> bool:
     """Whether the ledger has a run."""
     target.prepared()
     with _lock:
-        ledger = _ledgers.setdefault((target.connection, target.ledger), _Ledger(target))
+        partition = _partition(target, run_id)
+        ledger = _ledgers.setdefault((target.connection, target.ledger, partition), _Ledger(target, partition))
     return ledger.has(_key(target, run_id))
 
 
@@ -330,6 +350,7 @@ class _Ledger:
     """The names of published runs, read as far as this process has read them."""
 
     target: Target
+    partition: int
     at: int = 0
     names: set[bytes] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -342,7 +363,7 @@ class _Ledger:
         with self.lock:
             if name in self.names:
                 return True
-            whole = f"{self.target.ledger}/0"
+            whole = f"{self.target.ledger}/{self.partition}"
             try:
                 end = Cluster(self.target.connection).offsets([parted(whole)], OffsetSpec.latest(), committed=False)[parted(whole)]
             except KafkaException as e:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -29,6 +30,9 @@ LOG = "_manifest"
 STAGING = "_staging"
 
 Entry = dict[str, Any]
+_REMEMBERED = 64
+_lock = threading.Lock()
+_known: dict[str, tuple[Any, list[dict[str, Any]]]] = {}  # entries never change: a stream that publishes every second reads each once
 _ENTRY = re.compile(rf"{LOG}/(\d{{20}})\.json")
 
 
@@ -56,7 +60,24 @@ def entries(folder: Folder) -> list[Entry]:
         names = [name for name in folder.names(LOG) if _ENTRY.fullmatch(name)]  # a listing may miss what is created meanwhile
     if names != [_name(version) for version in range(len(names))]:
         raise BadFileError(f"{folder.path(LOG)}: an entry is missing between {names[0]} and {names[-1]}; restore it from a copy")
-    return [_parse(folder, name) for name in names]
+    if not names:
+        return []
+    with _lock:
+        stamps, known = _known.get(folder.root, (None, []))
+    same = len(known) <= len(names) and stamps == _stamps(folder, names[: len(known)])
+    log = [*known] if same else []
+    log += [_parse(folder, name) for name in names[len(log) :]]
+    with _lock:
+        _known.pop(folder.root, None)
+        _known[folder.root] = _stamps(folder, names), [*log]
+        while len(_known) > _REMEMBERED:
+            del _known[next(iter(_known))]
+    return log
+
+
+def _stamps(folder: Folder, names: list[str]) -> Any:
+    """What tells a log from another that came in its place."""
+    return [folder.stamp(name) for name in (names[0], names[-1])] if names else None
 
 
 def live(log: Iterable[Entry]) -> dict[str, Entry]:

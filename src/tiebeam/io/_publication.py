@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import time
 import uuid
 from typing import Any
 from urllib.parse import quote
@@ -24,6 +25,12 @@ from tiebeam.io import _manifest
 from tiebeam.io._folder import Folder, draft_in
 from tiebeam.io._manifest import STAGING, Entry
 from tiebeam.staging import Staged
+
+ORPHAN_SECS = 7 * 24 * 3600
+"""After so long a staged file that nobody has published is removed: it was staged before a crash, and again after it."""
+SWEEP_SECS = 600
+
+_swept: dict[str, float] = {}
 
 INTENTS = f"{STAGING}/_intents"
 STAGED = ".staged"
@@ -70,7 +77,9 @@ def publish(folder: Folder, run_id: str, mode: str, staged: list[Staged], suffix
             raise
         if folder.create(intent_of(run_id), json.dumps(intent).encode(), draft_in(staging_of(run_id))):
             break
-    return _complete(folder, intent)["intent_id"] == intent["id"]
+    done = _complete(folder, intent)["intent_id"] == intent["id"]
+    _sweep_orphans(folder)
+    return done
 
 
 def discard(folder: Folder, run_id: str) -> None:
@@ -147,6 +156,16 @@ def _replaced(intent: dict[str, Any], table: dict[str, Entry]) -> list[str]:
         return list(table)
     touched = [file["partition"] for file in intent["add"]]
     return [name for name, file in table.items() if any(t.items() <= file["partition"].items() for t in touched)]
+
+
+def _sweep_orphans(folder: Folder) -> None:
+    """Removes what was staged long ago and is not about to be published; looks now and then."""
+    now = time.monotonic()
+    if now < _swept.get(folder.root, -SWEEP_SECS) + SWEEP_SECS:
+        return
+    _swept[folder.root] = now
+    orphans = [name for name in folder.older(STAGING, ORPHAN_SECS) if not name.startswith(f"{INTENTS}/")]
+    folder.remove(orphans)
 
 
 def _sweep(folder: Folder, run_id: str) -> None:

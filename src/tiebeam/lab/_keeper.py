@@ -13,15 +13,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from tiebeam.errors import ConfigError, Problem
-from tiebeam.lab import kafka
 
-SERVICES: dict[str, Callable[[Path], AbstractContextManager[Any]]] = {"kafka": lambda folder: kafka.obtain().cluster(folder)}
+SERVICES = ("kafka",)
 UP_SECS = 120
 
 
@@ -88,7 +87,7 @@ def keep(service: str, folder: Path) -> None:
     over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: over.set())
-    with SERVICES[service](folder.absolute() / service) as running:
+    with import_module(f"tiebeam.lab.{service}").obtain().cluster(folder.absolute() / service) as running:
         told = folder / f"{service}.json"
         draft = told.with_suffix(".draft")
         draft.write_text(json.dumps({"pid": os.getpid(), "address": running.servers}))

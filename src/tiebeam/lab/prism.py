@@ -6,7 +6,9 @@ newer (90 seconds, 66 MB; https://github.com/apache/beam/tree/master/sdks/go/cmd
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -15,11 +17,23 @@ from importlib import metadata
 from pathlib import Path
 
 from tiebeam.errors import ConfigError, Problem
+from tiebeam.lab._machine import cached
 from tiebeam.runners import PRISM_RULE
 
 ENV = "PRISM_BINARY"
 MODULE = "github.com/apache/beam/sdks/v2/go/cmd/prism"
 BUILD_SECS = 900
+
+_LEASH = """#!/bin/sh
+trap '' INT
+{prism} "$@" & prism=$!
+trap 'kill "$prism"' TERM
+{{ trap '' TERM; while kill -0 "$PPID" 2>/dev/null; do sleep 1; done; kill "$prism"; }} >/dev/null 2>&1 &
+watch=$!
+wait "$prism"; status=$?
+kill -KILL "$watch" 2>/dev/null
+exit "$status"
+"""
 
 
 @dataclass(frozen=True)
@@ -33,10 +47,23 @@ class Prism:
         """The flags that run a job on a Prism of its own, in the mode in which it loses nothing (docs/runners.md)."""
         return [
             "--runner=PrismRunner",
-            f"--prism_location={self.path}",
+            f"--prism_location={_leashed(self.path)}",
             f"--experiments={PRISM_RULE}",
             "--experiments=disable_prism_server_singleton",
         ]
+
+
+def _leashed(path: str) -> Path:
+    """A program that runs Prism so that it does not hear an interrupt, which the job answers, and ends with the job's process."""
+    text = _LEASH.format(prism=shlex.quote(path))
+    leash = cached(f"prism-leash-{hashlib.sha256(text.encode()).hexdigest()[:12]}.sh")
+    if not leash.exists():
+        leash.parent.mkdir(parents=True, exist_ok=True)
+        draft = leash.with_suffix(f".{os.getpid()}")
+        draft.write_text(text)
+        draft.chmod(0o755)
+        draft.replace(leash)
+    return leash
 
 
 def find() -> Prism | None:
@@ -47,8 +74,8 @@ def find() -> Prism | None:
         return Prism(given, f"given by {ENV}")
     if (found := shutil.which("prism")) and _is_prism(found):
         return Prism(found, "found on PATH")
-    if _cached().is_file():
-        return Prism(str(_cached()), "built before, kept in the cache")
+    if (kept := _kept()).is_file():
+        return Prism(str(kept), "built before, kept in the cache")
     return None
 
 
@@ -66,16 +93,15 @@ def _is_prism(path: str) -> bool:
     return "-job_port" in told.stdout + told.stderr
 
 
-def _cached() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "tiebeam" / f"prism-{metadata.version('apache-beam')}"
+def _kept() -> Path:
+    return cached(f"prism-{metadata.version('apache-beam')}")
 
 
 def _build() -> Prism:
     fix = f"set {ENV} to a prism program, or install Go from https://go.dev/dl/"
     if not shutil.which("go"):
         raise ConfigError(Problem("Prism is not on this machine, and without Go it cannot be built", "prism", fix))
-    kept = _cached()
+    kept = _kept()
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
         command = ["go", "install", f"{MODULE}@v{metadata.version('apache-beam')}"]

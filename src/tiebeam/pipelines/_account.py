@@ -25,6 +25,8 @@ class Outcome:
     accepted: int = 0
     rejected: int = 0
     published: bool = True
+    runs_on: bool = False
+    """Whether this is a stream that was handed to a cluster, and goes on there."""
     dead_letters: str = ""
     outputs: list[str] = field(default_factory=list)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)

@@ -69,13 +69,11 @@ def prepare(name: str, argv: list[str]) -> Job:
     module = registry.pipeline(name)
     argv = with_options_file(argv)
     options, beam_argv = parse(module.Options, argv, registry.connector, _runner.known_flags)
-    beam_argv = _runner.with_safe_flags(beam_argv)
+    endless = any(not source.bounded for source in [*connectors(options).values(), *options.sources()] if isinstance(source, Source))
+    beam_argv = _runner.with_safe_flags(_runner.for_streams(beam_argv) if endless else beam_argv)
     if problems := _runner.check(beam_argv):
         raise ConfigError(*problems)
     reach(options)
-    endless = any(not source.bounded for source in [*connectors(options).values(), *options.sources()] if isinstance(source, Source))
-    if endless:
-        beam_argv = _runner.for_streams(beam_argv)
     run_id = options.run_id or derived_run_id(name, options)
     return Job(name, module, options, argv, beam_argv, _runner.runner_of(beam_argv), run_id, endless)
 
@@ -169,6 +167,11 @@ def run(name: str, argv: list[str] | None = None) -> int:
     except JobFailedError as e:
         print(f"{name}: {e}", file=sys.stderr)
         return e.exit_code
+    if outcome.runs_on and not as_json:
+        print(
+            f"{name}: run {outcome.run_id} was submitted to {outcome.runner} and runs on there; rejected rows go to {outcome.dead_letters}"
+        )
+        return 0
     print(json.dumps(asdict(outcome), indent=2) if as_json else summary(outcome))
     return 0 if outcome.reconciled else 1
 
@@ -184,10 +187,14 @@ def execute(job: Job, *, prior_attempts: dict[str, int] | None = None, before_dr
     print(f"{job.name}: run {job.run_id} on {job.runner}", file=sys.stderr)
     drain = before_drain if job.endless and job.runner == "PrismRunner" else None
     shown = _view.View(labels, reads).lines if job.endless else partial(progress_lines, labels, reads)
-    with _quiet(), _interruptible(delivery, drain), terminal.Progress(shown):
+    with _quiet(), _interruptible(delivery, drain) as listen, terminal.Progress(shown):
         try:
             delivery.keep_job({"pipeline": job.name, "argv": job.argv, "version": __version__})
             result = p.run()
+            listen()  # Beam has put a handler of its own in place, which ends Prism first
+            if job.endless and job.runner != "PrismRunner":
+                outcome.runs_on = True
+                return outcome
             result.wait_until_finish()
         except KeyboardInterrupt:
             delivery.discard()
@@ -235,15 +242,15 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _interruptible(delivery: Delivery, before_drain: Callable[[], Any] | None) -> Iterator[None]:
+def _interruptible(delivery: Delivery, before_drain: Callable[[], Any] | None) -> Iterator[Callable[[], None]]:
     """Ends the process at an interrupt or a termination, with 130, after what was staged or spilled is removed.
 
     A local runner has threads of its own that do not stop; publishing is crash-safe, so ending the process is too. A local stream is
-    drained by the first interrupt: its sources end where they are, every window is closed and all is published.
+    drained by the first of them: its sources end where they are, every window is closed and all is published.
     """
 
     def stop(signum: int, frame: Any) -> None:
-        if before_drain and signum == signal.SIGINT and not DRAIN.is_set():
+        if before_drain and not DRAIN.is_set():
             print("\ndraining: what has come is published, then it ends; once more to end at once", file=sys.stderr, flush=True)
             before_drain()
             DRAIN.set()
@@ -255,11 +262,17 @@ def _interruptible(delivery: Delivery, before_drain: Callable[[], Any] | None) -
         os._exit(130)
 
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def listen() -> None:
+        for s in before:
+            signal.signal(s, stop)
+
+    listen()
     try:
-        yield
+        yield listen
     finally:
         for s, handler in before.items():
             with suppress(TypeError):

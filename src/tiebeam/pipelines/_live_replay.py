@@ -15,10 +15,10 @@ from typing import Any
 
 import polars as pl
 
+from tiebeam.io.kafka import WriteToKafka
 from tiebeam.pipelines import _retail_data
+from tiebeam.rows import RowBatch
 
-SUMS = ["revenue", "items", "purchases"]
-TYPES: dict[str, Any] = {"day": pl.Datetime("us", "UTC"), "revenue": pl.Decimal(38, 2), "items": pl.Int64, "purchases": pl.Int64}
 HELD_BACK = 5_000
 HELD_ROWS = 60_000  # two weeks of purchases
 BLOCK = 2_000
@@ -27,21 +27,9 @@ BROKEN_EVERY = 100_000
 _COLUMNS = ("household_id", "store_id", "basket_id", "product_id", "quantity", "sales_value")
 
 
-def create_topic(servers: str, topic: str, partitions: int) -> None:
-    """Creates the topic, after the one of that name is gone."""
-    from confluent_kafka.admin import AdminClient, NewTopic
-
-    admin = AdminClient({"bootstrap.servers": servers, "log_level": 2})
-    if topic in admin.list_topics(timeout=15).topics:
-        admin.delete_topics([topic], operation_timeout=15)[topic].result()
-    for attempt in range(50):
-        try:
-            admin.create_topics([NewTopic(topic, partitions, 1)], operation_timeout=15)[topic].result()
-            return
-        except Exception:  # the old topic is still being deleted
-            if attempt == 49:
-                raise
-            time.sleep(0.2)
+def sink(servers: str, topic: str, partitions: int) -> WriteToKafka:
+    """Where the purchases are sent: raw messages, those of one household to one partition."""
+    return WriteToKafka(servers, topic, format="raw", key="household", delivery="at_least_once", partitions=partitions)
 
 
 def purchases(rows: int) -> pl.DataFrame:
@@ -54,43 +42,29 @@ def purchases(rows: int) -> pl.DataFrame:
     return whole.with_columns(late.alias("held_back"), sent_at.alias("sent_at")).sort("sent_at", maintain_order=True).head(rows)
 
 
-def by_day(rows: pl.DataFrame) -> pl.DataFrame:
-    """Sums by day of New York; `moment` says when each purchase was."""
-    day = pl.col("moment").dt.convert_time_zone(_retail_data.TIME_ZONE).dt.truncate("1d").dt.convert_time_zone("UTC").alias("day")
-    money = pl.col("sales_value").cast(pl.Decimal(38, 2)).sum().alias("revenue")
-    return typed(rows.group_by(day).agg(money, pl.col("quantity").sum().alias("items"), pl.len().alias("purchases")))
-
-
-def typed(sums: pl.DataFrame) -> pl.DataFrame:
-    """Sums in the types in which they are compared."""
-    return sums.select(pl.col(name).cast(kind) for name, kind in TYPES.items())
-
-
 def send(servers: str, topic: str, partitions: int, rows: int, per_second: int, told: str, stopped: Any) -> None:
     """Sends purchases until there are no more, or until `stopped` is set; writes to the file `told` how many."""
-    import confluent_kafka
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started this process says when it stops
-    producer = confluent_kafka.Producer({"bootstrap.servers": servers, "log_level": 2, "linger.ms": 20, "enable.idempotence": True})
+    writer = sink(servers, topic, partitions).writer("live")
     count = {"rows": 0, "held_back": 0, "broken": 0}
     broken = [line for _, line in _retail_data.planted() if not line.startswith(b"{") or b"NaN" in line or b"\xff" in line]
     began = time.monotonic()
     for block in _blocks(rows):
         if stopped.is_set():
             break
-        for household, line in zip(block["household_id"].to_list(), _lines(block), strict=True):
-            producer.produce(topic, line, str(household), partition=household % partitions)
+        lines, households = _lines(block), block["household_id"].cast(pl.String).to_list()
         if count["rows"] // BROKEN_EVERY < (count["rows"] + block.height) // BROKEN_EVERY:
-            producer.produce(topic, broken[count["broken"] % len(broken)], partition=0)
+            lines.append(broken[count["broken"] % len(broken)])
+            households.append("nobody")
             count["broken"] += 1
+        for _ in writer.write(RowBatch.from_pydict({"value": lines, "household": households})):
+            raise ValueError("a purchase is too large for a message")
         count["rows"] += block.height
         count["held_back"] += int(block["held_back"].sum())
-        producer.poll(0)
         ahead = count["rows"] / per_second - (time.monotonic() - began)
         if ahead > 0:
             stopped.wait(ahead)
-    if producer.flush(120):
-        raise TimeoutError("the broker did not take the last purchases")
+    writer.close()
     draft = Path(told).with_suffix(".draft")
     draft.write_text(json.dumps(count))
     draft.replace(told)

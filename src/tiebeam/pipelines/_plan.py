@@ -46,12 +46,21 @@ def describe(job: _job.Job, p: beam.Pipeline, delivery: Delivery) -> dict[str, A
         "run_id": job.run_id,
         "reads": {role: repr(c) for role, c in _job.connectors(job.options).items() if hasattr(c, "sample")},
         "writes": {place: sink.mode for place, (_, sink, _) in delivery.sinks.items()},
+        "commits": {place: _commits(sink) for place, (_, sink, _) in delivery.sinks.items()} if job.endless else {},
         "dead_letters": delivery.store_location(),
         "max_rejected_ratio": job.options.max_rejected_ratio,
         "schemas": schemas,
         "contract": job.module.contract_of(job.options).summary() if hasattr(job.module, "contract_of") else [],
         "graph": top_labels(leaf_labels(p)),
     }
+
+
+def _commits(sink: Any) -> str:
+    """How often a sink publishes on an input that never ends, and what that makes."""
+    most = 3600 // sink.commit_secs * sink.writers
+    return (
+        f"every {sink.commit_secs} s by {sink.writers} writers, at most {most:,} commits an hour; rows wait so long, and until a checkpoint"
+    )
 
 
 def _plan_page(about: dict[str, Any]) -> str:
@@ -61,7 +70,13 @@ def _plan_page(about: dict[str, Any]) -> str:
         ("run", about["run_id"]),
         *(("reads", f"{role}: {what}") for role, what in about["reads"].items()),
         *(("writes", f"{place} ({mode})") for place, mode in about["writes"].items()),
-        ("rejected rows", f"{about['dead_letters']} (the run stops above a share of {about['max_rejected_ratio']:g})"),
+        *(("publishes", f"{place}: {told}") for place, told in about["commits"].items()),
+        (
+            "rejected rows",
+            f"{about['dead_letters']} (the run stops above a share of {about['max_rejected_ratio']:g})"
+            if not about["commits"]
+            else about["dead_letters"],
+        ),
         ("graph", " → ".join(about["graph"])),
     ]
     if "contract written" in about:

@@ -94,6 +94,8 @@ def with_safe_flags(beam_argv: list[str]) -> list[str]:
 def for_streams(beam_argv: list[str]) -> list[str]:
     """The flags for a job that never ends: Prism where no runner is named, and for Prism where it is and how it loses nothing."""
     named = any(_parted(flag)[0] == "runner" for flag in beam_argv)
+    if runner_of(beam_argv) in ("FlinkRunner", "DataflowRunner") and not any(_parted(flag)[0] == "streaming" for flag in beam_argv):
+        return [*beam_argv, "--streaming"]
     if named and runner_of(beam_argv) != "PrismRunner":
         return beam_argv
     if any(_parted(flag)[0] == "prism_location" for flag in beam_argv):

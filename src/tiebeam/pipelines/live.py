@@ -15,20 +15,18 @@ import multiprocessing
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import polars as pl
-
 from tiebeam import registry, terminal
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.options import JobOptions, option, parse
-from tiebeam.pipelines import _job, _live_replay, _retail_data, _runner
+from tiebeam.pipelines import _job, _live_check, _live_replay, _retail_data, _runner
 from tiebeam.pipelines._account import Outcome
 from tiebeam.runners import DRAIN
 
-TOPIC = "purchases"
 PARTITIONS = 4
 _SCHEMA = (
     "household_id bigint, store_id bigint, basket_id bigint, product_id bigint, quantity bigint, sales_value decimal(12,2), at timestamptz"
@@ -53,11 +51,11 @@ def main(argv: list[str], as_json: bool) -> int:
     with ExitStack() as stack:
         servers = options.servers or stack.enter_context(_broker(folder / "kafka"))
         replay = _Replay(servers, options, folder)
-        job = _job.prepare("rollup", [*_flags(servers, folder, options.commit_secs), *beam_argv])
+        job = _job.prepare("rollup", [*_flags(servers, replay.topic, folder, options.commit_secs), *beam_argv])
         stack.enter_context(replay.running())
         outcome = _job.execute(job, before_drain=replay.stop)
         sent = replay.stop()
-        batch = _in_batch(servers, folder)
+        batch = _in_batch(servers, replay.topic, folder)
     return _verdict(folder, outcome, sent, batch, as_json)
 
 
@@ -80,10 +78,10 @@ def _broker(folder: Path) -> Iterator[str]:
         yield cluster.servers
 
 
-def _flags(servers: str, folder: Path, commit_secs: int) -> list[str]:
+def _flags(servers: str, topic: str, folder: Path, commit_secs: int) -> list[str]:
     """The flags of the rollup."""
     return [
-        *_source(servers),
+        *_source(servers, topic),
         f"--source_disorder_secs={24 * 3600}",
         f"--source_lag_secs={100 * 365 * 24 * 3600}",  # the purchases are of 2017: no clock may close their windows
         "--source_poll_secs=0.1",
@@ -95,11 +93,11 @@ def _flags(servers: str, folder: Path, commit_secs: int) -> list[str]:
     ]
 
 
-def _source(servers: str) -> list[str]:
+def _source(servers: str, topic: str) -> list[str]:
     return [
         "--source=kafka",
         f"--source_servers={servers}",
-        f"--source_topics={TOPIC}",
+        f"--source_topics={topic}",
         f"--source_schema={_SCHEMA}",
         "--source_event_time=at",
     ]
@@ -115,10 +113,11 @@ class _Replay:
 
     def __init__(self, servers: str, options: Options, folder: Path):
         spawn = multiprocessing.get_context("spawn")
+        self.topic = f"purchases-{time.time_ns() // 1_000_000}"  # one of its own: there may be others where a broker is given
         self.sent = folder / "sent.json"
         self.stopped = spawn.Event()
-        told = (servers, TOPIC, PARTITIONS, options.rows, options.rows_per_second, str(self.sent), self.stopped)
-        _live_replay.create_topic(servers, TOPIC, PARTITIONS)
+        told = (servers, self.topic, PARTITIONS, options.rows, options.rows_per_second, str(self.sent), self.stopped)
+        _live_replay.sink(servers, self.topic, PARTITIONS).writer("live")  # makes the topic
         self.process = spawn.Process(target=_live_replay.send, args=told, daemon=True)
 
     @contextmanager
@@ -144,16 +143,17 @@ class _Replay:
         return json.loads(self.sent.read_text())
 
 
-def _in_batch(servers: str, folder: Path) -> Outcome:
+def _in_batch(servers: str, topic: str, folder: Path) -> Outcome:
     """The same sums, of the topic as a bounded input."""
     print("live: the same topic once more, in batch", file=sys.stderr)
-    argv = [*_source(servers), "--source_until=latest", *_sums(folder / "batch", 1), f"--dead_letters={folder / 'rejected in batch'}"]
+    rejected = f"--dead_letters={folder / 'rejected in batch'}"
+    argv = [*_source(servers, topic), "--source_until=latest", *_sums(folder / "batch", 1), rejected]
     return _job.execute(_job.prepare("rollup", argv))
 
 
 def _verdict(folder: Path, streamed: Outcome, sent: dict[str, int], batch: Outcome, as_json: bool) -> int:
     """Compares day by day, and says so."""
-    found = _compared(folder, sent["rows"])
+    found = _live_check.compared(folder, sent["rows"])
     rows = [
         ("purchases sent", sent["rows"]),
         ("of them held back until they were late", sent["held_back"]),
@@ -175,42 +175,6 @@ def _verdict(folder: Path, streamed: Outcome, sent: dict[str, int], batch: Outco
         print(f"\n{'The sums are equal.' if equal else 'THE SUMS DIFFER: please report this as a defect.'}")
         print(f"Look at them: duckdb -c \"FROM '{folder}/windows/*.parquet' ORDER BY window_start\"")
     return 0 if equal else 1
-
-
-def _compared(folder: Path, rows: int) -> dict[str, int]:
-    late = _files(folder / "late")
-    windows = _windows(folder / "windows")
-    of_late = [_live_replay.by_day(pl.read_parquet(late).rename({"row_time": "moment"}))] if late else []
-    stream = _by_day([windows, *of_late])
-    batch = _by_day([_windows(folder / "batch")])
-    truth = _by_day([_live_replay.by_day(_live_replay.purchases(rows))])
-    return {
-        "days": stream.height,
-        "in_windows": int(windows["purchases"].sum()),
-        "late": pl.read_parquet(late).height if late else 0,
-        "files": len(_files(folder / "windows")) + len(late),
-        "unlike_batch": _differences(stream, batch),
-        "unlike_purchases": _differences(stream, truth),
-    }
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.parquet"))
-
-
-def _windows(folder: Path) -> pl.DataFrame:
-    """The windows in a folder: day, revenue, items, purchases."""
-    parts = [pl.read_parquet(file) for file in _files(folder)]
-    named = [part.select(pl.col("window_start").alias("day"), *_live_replay.SUMS) for part in parts]
-    return _live_replay.typed(pl.concat(named) if named else pl.DataFrame(schema=_live_replay.TYPES))
-
-
-def _by_day(parts: list[pl.DataFrame]) -> pl.DataFrame:
-    return pl.concat(parts).group_by("day").agg(pl.col(_live_replay.SUMS).sum()).sort("day")
-
-
-def _differences(one: pl.DataFrame, other: pl.DataFrame) -> int:
-    return one.join(other, on=one.columns, how="anti").height + other.join(one, on=one.columns, how="anti").height
 
 
 def run(argv: list[str] | None = None) -> int:
