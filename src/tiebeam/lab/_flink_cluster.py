@@ -33,7 +33,7 @@ _SETTINGS = {
     "taskmanager.memory.framework.off-heap.size": "64m",
     "taskmanager.memory.task.heap.size": "384m",
     "taskmanager.memory.task.off-heap.size": "64m",
-    "taskmanager.memory.managed.size": "64m",
+    "taskmanager.memory.managed.size": "256m",  # sorts of batch jobs; taken when they need it
     "taskmanager.memory.network.min": "128m",
     "taskmanager.memory.network.max": "128m",
     "taskmanager.memory.jvm-metaspace.size": "256m",
@@ -42,7 +42,7 @@ _SETTINGS = {
     "cluster.evenly-spread-out-slots": "true",
     # Whoever dies is missed soon, and the job goes on from its last checkpoint.
     "heartbeat.interval": "1000",
-    "heartbeat.timeout": "6000",
+    "heartbeat.timeout": "10000",
     "cluster.registration.error-delay": "300",
     "cluster.registration.refused-registration-delay": "500",
     "restart-strategy.type": "fixed-delay",
