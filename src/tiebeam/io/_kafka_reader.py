@@ -128,6 +128,7 @@ class TopicReader(PartitionReader):
         own = {name: value for name, value in settings.items() if name not in given}
         self.consumer = confluent_kafka.Consumer(source.connection.settings(error_cb=self.trouble.append, **own))
         self.parts: dict[str, _Part] = {}
+        self.told: dict[str, int] = {}
         self.several = True
         self.looked_at = 0.0
         self.now_known = 0
@@ -332,7 +333,9 @@ class TopicReader(PartitionReader):
 
         if not self.source.commit_offsets:
             return
-        told = [TopicPartition(*parted(name), position) for name, position in positions.items() if position is not None]
+        ahead = {name: at for name, at in positions.items() if at is not None and at > self.told.get(name, -1)}  # they come in any order
+        self.told |= ahead
+        told = [TopicPartition(*parted(name), at) for name, at in ahead.items()]
         try:
             if told:
                 self.consumer.commit(offsets=told, asynchronous=True)
