@@ -177,15 +177,33 @@ class Cluster:
     def offsets(
         self, partitions: Iterable[tuple[str, int]], spec: Any, committed: bool, secs: float = ANSWER_SECS
     ) -> dict[tuple[str, int], int]:
-        """Offsets of partitions: `spec` says which, `committed` leaves out what transactions have not committed; KafkaException if not."""
-        from confluent_kafka import IsolationLevel, TopicPartition
+        """Offsets of partitions: `spec` says which, `committed` leaves out what transactions have not committed.
+
+        A partition between two leaders is asked again; KafkaException when there is no answer in time.
+        """
+        from confluent_kafka import OFFSET_INVALID, IsolationLevel, KafkaError, KafkaException, TopicPartition
 
         level = IsolationLevel.READ_COMMITTED if committed else IsolationLevel.READ_UNCOMMITTED
-        asked = {TopicPartition(topic, number): spec for topic, number in partitions}
-        if not asked:
-            return {}
-        answers = self.admin.list_offsets(asked, isolation_level=level, request_timeout=secs)
-        return {(tp.topic, tp.partition): answer.result(secs + 5).offset for tp, answer in answers.items()}
+        left = {TopicPartition(topic, number): spec for topic, number in partitions}
+        found: dict[tuple[str, int], int] = {}
+        until = time.monotonic() + secs
+        trouble = KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        while left:
+            answers = self.admin.list_offsets(left, isolation_level=level, request_timeout=max(0.1, until - time.monotonic()))
+            for place, answer in answers.items():
+                try:
+                    offset = answer.result(secs + 5).offset
+                except KafkaException as e:
+                    trouble = e
+                    continue
+                if offset != OFFSET_INVALID:
+                    found[place.topic, place.partition] = offset
+                    del left[place]
+            if left and time.monotonic() > until:
+                raise trouble
+            if left:
+                time.sleep(0.1)
+        return found
 
     def create(self, topic: str, partitions: int, replication: int, settings: Mapping[str, str]) -> None:
         """Creates a topic unless it is there."""
