@@ -19,6 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import apache_beam as beam
@@ -209,6 +210,7 @@ class _Progress:
         self._lock = threading.Lock()
         self._seen: dict[str, int] = {}
         self._published: set[str] = set()
+        self._busy: set[str] = set()
         self._trouble: dict[str, Exception] = {}
         self._away: dict[str, float] = {}
         """Since when a destination does not take a commit."""
@@ -245,6 +247,19 @@ class _Progress:
             with self._lock:
                 self._published.add(name)
                 self._away.pop(name, None)
+
+    @contextmanager
+    def alone(self, writer: str) -> Iterator[bool]:
+        """Whether nobody else publishes for a writer now. Messages come in several threads, and two at one commit would hinder each other."""
+        with self._lock:
+            free = writer not in self._busy
+            self._busy.add(writer)
+        try:
+            yield free
+        finally:
+            if free:
+                with self._lock:
+                    self._busy.discard(writer)
 
     def forget(self, name: str) -> None:
         with self._lock:
@@ -285,7 +300,8 @@ class _PublishFn(beam.DoFn):
 
 
 def _finalize(sink: TwoPhase, seen: dict[str, int], due: dict[str, list[Staged]]) -> None:
-    for name, pieces in due.items():
-        if not PROGRESS.is_published(name):
-            PROGRESS.publish(sink, name, pieces)
+    with PROGRESS.alone(f"{sink.location()} {writer_of(next(iter(due)))}" if due else "") as alone:
+        for name, pieces in due.items() if alone else ():
+            if not PROGRESS.is_published(name):
+                PROGRESS.publish(sink, name, pieces)
     PROGRESS.saw(seen)

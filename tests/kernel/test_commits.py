@@ -7,6 +7,7 @@ bundle that is over by then is finalized, also those behind the barrier. One che
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,9 @@ class Sea:
         self.staged: dict[str, list[int]] = {}
         self.published: dict[str, list[int]] = {}
         self.broken = 0
+
+    def location(self):
+        return "sea"
 
     def writer(self, run_id):
         sea = self
@@ -264,6 +268,42 @@ def test_a_destination_that_is_away_for_a_while_is_tried_again():
     world.emit(0, 4)
     world.heal()
     assert world.sea.rows() == [0, 1, 2, 3]
+
+
+def test_a_commit_is_published_by_one_thread_at_a_time():
+    """Messages of a runner come in many; two that publish for one writer would fence each other for ever."""
+    sea, inside, most = Sea(), 0, 0
+    name = commits.name_of("run", 0)
+    sea.staged[name] = [1]
+    gate = threading.Barrier(4)
+
+    class Slow(Sea):
+        def publish(self, run_id, staged):
+            nonlocal inside, most
+            inside += 1
+            most = max(most, inside)
+            entered.set()
+            leave.wait(10)
+            inside -= 1
+            return sea.publish(run_id, staged)
+
+    entered, leave, slow = threading.Event(), threading.Event(), Slow()
+
+    def message():
+        gate.wait(10)
+        commits._finalize(slow, {name: 1}, {name: []})
+
+    threads = [threading.Thread(target=message) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    assert entered.wait(10)
+    while sum(thread.is_alive() for thread in threads) > 1:
+        pass
+    leave.set()
+    for thread in threads:
+        thread.join(10)
+    assert most == 1
+    assert sea.rows() == [1]
 
 
 def test_a_commit_that_was_lost_stops_the_job():

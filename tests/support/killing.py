@@ -209,9 +209,21 @@ class Trial:
             if not missing:
                 return
             if time.monotonic() > until:
-                state = self.flink.rest.state(self.job)
-                raise TimeoutError(f"{missing} of {numbers} rows are not visible after {secs} s; the job is {state}")
+                raise TimeoutError(self._diagnosis(np.setdiff1d(np.arange(numbers), found), secs))
             time.sleep(0.25)
+
+    def _diagnosis(self, missing: np.ndarray, secs: float) -> str:
+        """What can be said of rows that do not come: were they ever sent, where is the job, what do its workers say."""
+        source = ReadFromKafka(self.broker.servers, (self.numbers.topic,), schema="n bigint", until="latest").source()
+        sent = np.concatenate([part.column("n").to_numpy() for part in source.read_all() if isinstance(part, RowBatch)])
+        waiting = (path for path in self.folder.rglob("*") if "staging" in str(path) and path.is_file())
+        staged = sorted(str(path.relative_to(self.folder)) for path in waiting)
+        words = [line for line in (self.flink.folder / "workers.log").read_text(errors="replace").splitlines() if "Error" in line]
+        return (
+            f"{len(missing)} rows are not visible after {secs} s, from {missing[0]} to {missing[-1]}, of partitions "
+            f"{np.unique(missing % PARTITIONS).tolist()}; {len(np.setdiff1d(missing, sent))} of them are not in the topic they were sent to; "
+            f"the job is {self.flink.rest.state(self.job)}; staged: {staged[-5:]}; last words: {words[-5:]}"
+        )
 
     # ---- faults
 
@@ -347,6 +359,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sinks", default=",".join(CASES))
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--faults", help="these, in this order, instead of any")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     asked = parser.parse_args(argv)
     print(f"seed {asked.seed}", flush=True)
@@ -356,7 +369,7 @@ def main(argv: list[str]) -> int:
         print(f"\n{name}", flush=True)
         with tempfile.TemporaryDirectory(prefix="tiebeam-kills-") as folder, running(name, Path(folder), asked.seed) as trial:
             simple = ["kill_behind_a_publication"] * min(asked.rounds, 5)
-            faults = chosen(trial.chance, asked.rounds) if ours else simple
+            faults = asked.faults.split(",") if asked.faults else chosen(trial.chance, asked.rounds) if ours else simple
             count = rounds(trial, faults, lambda line: print(line, flush=True))
         good &= (count.missing == count.doubled == 0) if ours else count.missing + count.doubled > 0
         print(f"       {count.sent:,} rows sent: missing {count.missing:,}, doubled {count.doubled:,}", flush=True)
