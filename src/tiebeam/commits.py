@@ -250,7 +250,7 @@ class _Progress:
 
     @contextmanager
     def alone(self, writer: str) -> Iterator[bool]:
-        """Whether nobody else publishes for a writer now. Messages come in several threads, and two at one commit would hinder each other."""
+        """Whether nobody else publishes for a writer now: messages come in several threads, and two at one commit hinder each other."""
         with self._lock:
             free = writer not in self._busy
             self._busy.add(writer)

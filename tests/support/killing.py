@@ -221,7 +221,7 @@ class Trial:
         words = [line for line in (self.flink.folder / "workers.log").read_text(errors="replace").splitlines() if "Error" in line]
         return (
             f"{len(missing)} rows are not visible after {secs} s, from {missing[0]} to {missing[-1]}, of partitions "
-            f"{np.unique(missing % PARTITIONS).tolist()}; {len(np.setdiff1d(missing, sent))} of them are not in the topic they were sent to; "
+            f"{np.unique(missing % PARTITIONS).tolist()}; {len(np.setdiff1d(missing, sent))} of them never came to their topic; "
             f"the job is {self.flink.rest.state(self.job)}; staged: {staged[-5:]}; last words: {words[-5:]}"
         )
 
