@@ -9,7 +9,7 @@ import argparse
 import importlib
 
 NAMES = (
-    "windowed_sum", "nexmark", "sessions", "deduplicate", "as_of_join", "trail", "skew", "keyed_memory",
+    "windowed_sum", "kafka", "nexmark", "sessions", "deduplicate", "as_of_join", "trail", "skew", "keyed_memory",
     "json_to_parquet", "ingest", "startup", "coder",
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The command `tiebeam`: list, describe, plan, run, replay, lab, completion.
+"""The command `tiebeam`: list, describe, plan, run, replay, top, lab, completion.
 
 Exit codes: 0 done; 1 the job failed; 2 the configuration is wrong and nothing was moved; 3 too many rows were
 rejected; 130 interrupted. Beam and Arrow are loaded only by the verbs that need them.
@@ -25,6 +25,7 @@ tiebeam: ready-made data pipelines on Apache Beam
   tiebeam plan PIPELINE --flags     check everything, show schemas and graph; moves nothing
   tiebeam run PIPELINE --flags      plan, then run
   tiebeam replay --dead_letters=D   run rejected rows through their pipeline again
+  tiebeam top [JOB]                 how a stream on Flink is doing; --flink_master=HOST:PORT, --once
   tiebeam lab up|status|down        services on this machine to try things with (Kafka); --folder=work/lab
   tiebeam completion SHELL          completion for bash, zsh or fish
   tiebeam --version
@@ -54,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         "plan": _plan,
         "run": _run,
         "replay": _replay,
+        "top": _top,
         "lab": _lab,
         "completion": _completion,
         "words": _words,
@@ -189,6 +191,12 @@ def _named(argv: list[str], verb: str) -> tuple[str, list[str]]:
     return argv[0], argv[1:]
 
 
+def _top(argv: list[str]) -> int:
+    from tiebeam.pipelines import _top
+
+    return _top.top(argv)
+
+
 def _lab(argv: list[str]) -> int:
     from tiebeam.lab import _keeper
 
@@ -251,7 +259,7 @@ def _words(argv: list[str]) -> int:
     """What can stand next on the command line; called by the completion scripts."""
     done = argv[:-1] if len(argv) > 1 else []
     if not done:
-        print("\n".join(["list", "describe", "plan", "run", "replay", "lab", "completion"]))
+        print("\n".join(["list", "describe", "plan", "run", "replay", "top", "lab", "completion"]))
     elif done[0] == "lab":
         print("\n".join(["up", "status", "down"] if len(done) == 1 else ["kafka", "--folder="]))
     elif len(done) == 1 and done[0] in ("plan", "run", "describe"):

@@ -20,9 +20,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from support import matrix
 from support.matrix import Trial
 from support.streams import dealt
-from tiebeam import cli, dead_letters
+from tiebeam import cli, dead_letters, flink_rest
 from tiebeam.io._endless import ReadEndless
-from tiebeam.lab import _flink_rest
 from tiebeam.rows import RowBatch
 from tiebeam.transforms.aggregate import Aggregate, Count, Sum
 from tiebeam.transforms.sessionize import Sessionize
@@ -139,9 +138,9 @@ def test_a_job_is_stopped_with_a_savepoint_run_again_from_it_and_cancelled(flink
 
 
 def test_rest_says_in_one_line_what_flink_refuses(flink):
-    with pytest.raises(_flink_rest.FlinkError, match=r"GET jobs/0{32}/checkpoints: 404: .*Could not find Flink job"):
+    with pytest.raises(flink_rest.FlinkError, match=r"GET jobs/0{32}/checkpoints: 404: .*Could not find Flink job"):
         flink.rest.checkpoints("0" * 32)
-    with pytest.raises(_flink_rest.FlinkError, match=r"jars/none.jar/run: 500: .*does not exist"):
+    with pytest.raises(flink_rest.FlinkError, match=r"jars/none.jar/run: 500: .*does not exist"):
         flink.rest.run_jar("none.jar")
 
 

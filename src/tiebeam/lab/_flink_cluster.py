@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tiebeam.errors import ConfigError, Problem
-from tiebeam.lab._flink_rest import FlinkError, Rest
+from tiebeam.flink_rest import FlinkError, Rest
 from tiebeam.lab._machine import Leashed, free_ports, kill_all
 
 MINOR = "1.19"

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tiebeam.errors import ConfigError, Problem
+from tiebeam.flink_rest import ENTRY, FlinkError, Rest
 from tiebeam.lab._flink_cluster import MINOR, Cluster, made
-from tiebeam.lab._flink_rest import ENTRY, FlinkError, Rest
 from tiebeam.lab._machine import cached, call, dependency, fetched, maven_jars, need, passing_folder
 
 ENV = "FLINK_REST"
