@@ -102,6 +102,21 @@ def test_rest_knows_a_job_that_runs(flink, running):
     assert written > 0
 
 
+def test_top_shows_how_a_job_is_doing(flink, running, capsys):
+    assert cli.main(["top", running[:8], f"--flink_master={flink.address}", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["job"], told["state"]) == (running, "RUNNING")
+    assert told["checkpoints"]["completed"] > 0
+    assert 0 <= told["checkpoints"]["last_age_secs"] < 60
+    assert any("ReadUnbounded" in step["step"] for step in told["steps"])
+    assert cli.main(["top", running[:8], f"--flink_master={flink.address}", "--once"]) == 0
+    assert running in capsys.readouterr().out
+    assert cli.main(["top", "nosuchjob", f"--flink_master={flink.address}"]) == 2
+    assert "0 jobs fit" in capsys.readouterr().err
+    assert cli.main(["top", "--flink_master=localhost:1"]) == 2
+    assert "no Flink answers at localhost:1" in capsys.readouterr().err
+
+
 def test_the_work_is_spread_and_both_taskmanagers_have_workers(flink, running):
     assert all(server.workers() for server in flink.taskmanagers)
 

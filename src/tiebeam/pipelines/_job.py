@@ -135,7 +135,8 @@ def derived_run_id(name: str, options: Any) -> str:
 
 def assemble(job: Job, *, prior_attempts: dict[str, int] | None = None) -> tuple[beam.Pipeline, Delivery]:
     """Builds the graph of a job, delivery included."""
-    p = beam.Pipeline(options=PipelineOptions([f"--runner={job.runner}", *_runner.without_runner(job.beam_argv)]))
+    named = [] if any(flag.startswith("--job_name=") for flag in job.beam_argv) else [f"--job_name={job.run_id}"]
+    p = beam.Pipeline(options=PipelineOptions([f"--runner={job.runner}", *named, *_runner.without_runner(job.beam_argv)]))
     delivery = Delivery(
         p,
         job.options.dead_letters,
