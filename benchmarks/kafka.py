@@ -17,7 +17,6 @@ from benchmarks.measuring import WORK, Cost, measure, python, say, show
 
 TOPIC = "events"
 PARTITIONS = 4
-SCHEMA = "ts text, category text, kind text, amount double"
 MOST_FOR_BEAM = 300_000
 CENTURY_SECS = 100 * 365 * 24 * 3600  # the events are of the past: no clock may close their windows
 
@@ -34,7 +33,7 @@ def tiebeam_stream(servers: str, target: str, size: int) -> None:
     from tiebeam.transforms.aggregate import Aggregate, Sum
 
     p = beam.Pipeline(options=PipelineOptions(prism.obtain().flags()))
-    reading = ReadFromKafka(servers, (TOPIC,), schema=SCHEMA, event_time="ts", lag_secs=CENTURY_SECS, poll_secs=0.01)
+    reading = ReadFromKafka(servers, (TOPIC,), event_time="ts", lag_secs=CENTURY_SECS, poll_secs=0.01)
     sums = p | "Read" >> reading | Aggregate(by=("category", "kind"), window="1m", total=Sum("amount"))
     sums | WriteToParquet(target, commit_secs=1)
 
@@ -55,7 +54,7 @@ def tiebeam_batch(servers: str, target: str, size: int) -> None:
     from tiebeam.transforms.aggregate import Aggregate, Sum
 
     with beam.Pipeline(runner="FnApiRunner") as p:
-        rows = p | ReadFromKafka(servers, (TOPIC,), schema=SCHEMA, event_time="ts", until="latest")
+        rows = p | ReadFromKafka(servers, (TOPIC,), event_time="ts", until="latest")
         rows | Aggregate(by=("category", "kind"), window="1m", total=Sum("amount")) | WriteToParquet(target)
 
 

@@ -53,11 +53,12 @@ class AtFirstMessageFn(commits._PublishFn):
         _, report = keyed
         if report.schema.names[0] != "poke":
             waiting.add(report)
-        reports = {commits._name_of(batch): commits.pieces_of(batch) for batch in waiting.read()}
-        left = {name: pieces for name, pieces in reports.items() if not commits.PROGRESS.is_published(name)}
-        if len(left) < len(reports):
-            waiting.clear()
-        finalizer.register(lambda: [commits.PROGRESS.publish(self.sink, name, pieces) for name, pieces in left.items()])
+        left = {name: batch for batch in waiting.read() if not commits.PROGRESS.is_published(name := commits._name_of(batch))}
+        waiting.clear()
+        for batch in left.values():
+            waiting.add(batch)
+        due = {name: commits.pieces_of(batch) for name, batch in left.items()}
+        finalizer.register(lambda: commits._finalize(self.sink, {}, due))
 
 
 class WhenTheBundleEndsFn(commits._PublishFn):
@@ -341,17 +342,17 @@ def running(name: str, folder: Path, seed: int, per_second: int = 2_000) -> Iter
                 cluster.rest.cancel(trial.job)
 
 
-def rounds(trial: Trial, faults: list[str], say: Callable[[str], None]) -> Count:
-    """One fault after the other; then all that was sent is counted."""
+def rounds(trial: Trial, faults: list[str], say: Callable[[str], None], secs: float = HEAL_SECS) -> Count:
+    """One fault after the other, each healed within so many seconds; then all that was sent is counted."""
     for number, fault in enumerate(faults, 1):
         time.sleep(trial.chance.uniform(0, 2 * EVERY_MS / 1000))
         began = time.monotonic()
         told = getattr(trial, fault)()
-        trial.await_visible(trial.numbers.sent)
+        trial.await_visible(trial.numbers.sent, secs)
         say(f"  {number:>3}  {told:<62} healed in {time.monotonic() - began:5.1f} s, {trial.numbers.sent:,} rows sent")
     sent = trial.numbers.stop()
     with suppress(TimeoutError):
-        trial.await_visible(sent)
+        trial.await_visible(sent, secs)
     found = trial.visible()
     return Count(sent, sent - len(np.unique(found)), len(found) - len(np.unique(found)))
 

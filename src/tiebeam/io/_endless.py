@@ -70,7 +70,10 @@ class PartitionReader(ABC):
 
     @abstractmethod
     def poll(self, order: Sequence[str]) -> Piece | None:
-        """Gives what is there of one of these partitions, the first that has any. Never waits; at most 65,536 rows and 8 MB."""
+        """Gives what is there of one of these partitions, the first that has any; at most 65,536 rows and 8 MB.
+
+        Waits a moment at most, and only for what is known to be on its way.
+        """
 
     @abstractmethod
     def progress(self, partition: str) -> Progress:
@@ -151,9 +154,7 @@ class ReadEndless(beam.PTransform):
     def expand(self, pbegin: Any) -> beam.PCollection:
         if self.source.bounded:
             partitions = pbegin | "Source" >> beam.Create([self.source]) | "Partitions" >> beam.FlatMap(_partitions).with_output_types(str)
-            return apply_batches(
-                partitions | "Spread" >> beam.Reshuffle(), "Read", _ReadToEndFn(self.step or self.label, self.source, self.poll_secs)
-            )
+            return apply_batches(partitions | "Spread" >> beam.Reshuffle(), "Read", _ReadToEndFn(self.step or self.label, self.source))
         runner = type(pbegin.pipeline.runner).__name__
         DRAIN.clear()
         if problems := list(self._problems(runner, pbegin.pipeline.options)):
@@ -225,13 +226,12 @@ def _timed(outputs: Iterable[Any]) -> Iterator[Any]:
 class _ReadToEndFn(BatchFn):
     """Reads one partition to its declared end."""
 
-    def __init__(self, step: str, source: EndlessSource, poll_secs: float):
+    def __init__(self, step: str, source: EndlessSource):
         super().__init__(step)
         self.source = source
-        self.poll_secs = poll_secs
 
     def apply(self, partition: str) -> Iterator[RowBatch | Letters]:
-        yield from self.source.read_all([partition], self.poll_secs)
+        yield from self.source.read_all([partition])
 
     def emit(self, results: Any) -> Iterator[Any]:
         return _timed(super().emit(results))

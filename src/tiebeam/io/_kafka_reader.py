@@ -23,6 +23,7 @@ BLOCK_BYTES = 8 << 20
 CALL_MESSAGES = 1000
 BUFFERED_MESSAGES = 2 * MAX_BATCH_ROWS
 BUFFERED_BYTES = 32 << 20
+FETCH_SECS = 0.1
 LOOK_SECS = 0.25
 NEW_SECS = 10.0
 
@@ -175,17 +176,24 @@ class TopicReader(PartitionReader):
     # ---- reading
 
     def poll(self, order: Sequence[str]) -> Piece | None:
-        self._fetch()
+        self._fetch(0)
+        if not any(part.waiting for part in self.parts.values()) and any(map(self._has_more, order)):
+            self._fetch(FETCH_SECS)
         for name in order:
             if (part := self.parts[name]).waiting:
                 return self._piece(name, part)
         return None
 
-    def _fetch(self) -> None:
-        """Takes what has been fetched, up to a block; never waits."""
+    def _has_more(self, name: str) -> bool:
+        """Whether there is more than what was fetched, as the brokers said when they were last asked: then it is on its way."""
+        part = self.parts[name]
+        return part.ends_at is not None and part.reached < min(part.ends_at, part.end if part.end is not None else part.ends_at)
+
+    def _fetch(self, secs: float) -> None:
+        """Takes what has been fetched, up to a block; waits so long at most for the first of it."""
         taken = size = 0
         while taken < MAX_BATCH_ROWS and size < BLOCK_BYTES:
-            messages = self.consumer.consume(CALL_MESSAGES, 0)
+            messages = self.consumer.consume(CALL_MESSAGES, 0 if taken else secs)
             if not messages:
                 break
             told = [message for message in messages if message.error()]
