@@ -8,6 +8,7 @@ nothing else imports it.
 from __future__ import annotations
 
 import json
+import math
 import struct
 import threading
 import time
@@ -27,7 +28,7 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 
 from tiebeam.dead_letters import Letters
-from tiebeam.errors import ConfigError, Problem
+from tiebeam.errors import ConfigError, Problem, TransientError
 from tiebeam.rows import RESERVED, ROW_TIME, RowBatch, RowBatchCoder, timestamp_of
 from tiebeam.runners import DRAIN, lossy, unsafe_on_flink, without_streams
 from tiebeam.steps import BatchFn, apply_batches, gauge
@@ -35,6 +36,7 @@ from tiebeam.steps import BatchFn, apply_batches, gauge
 BATCHES_PER_BUNDLE = 16
 SECS_PER_BUNDLE = 1.0
 IDLE_SECS = 60.0
+READ_ON_SECS = 0.01
 MILLI = 1_000
 WATERMARK, LAG = "watermark", "lag "
 
@@ -120,17 +122,20 @@ class EndlessSource(ABC):
     def reader(self, partitions: Sequence[str]) -> PartitionReader:
         """A reader of these partitions."""
 
-    def read_all(self, partitions: Sequence[str] | None = None, poll_secs: float = 0.01) -> Iterator[RowBatch | Letters]:
-        """What there is of partitions up to their declared ends, here and now."""
+    def read_all(self, partitions: Sequence[str] | None = None, secs: float = math.inf) -> Iterator[RowBatch | Letters]:
+        """What there is of partitions up to their declared ends, here and now; TransientError when that takes longer than `secs`."""
         names = list(self.partitions() if partitions is None else partitions)
         reader = self.reader(names)
         try:
             reader.seek(dict.fromkeys(names))
+            until = time.monotonic() + secs
             while names := [name for name in names if reader.progress(name) is not Progress.FINISHED]:
                 if (piece := reader.poll(names)) is not None:
                     yield from piece.results
+                elif time.monotonic() > until:
+                    raise TransientError(f"{', '.join(names)} could not be read to the end within {secs:g} s")
                 else:
-                    time.sleep(poll_secs)
+                    time.sleep(READ_ON_SECS)
         finally:
             reader.close()
 
@@ -441,19 +446,18 @@ class _Pool:
         self._idle: list[_Idle] = []
 
     def take(self, source: EndlessSource, positions: dict[str, Any]) -> PartitionReader:
-        """A reader that stands at these positions: one that stands there, one that is moved there, or a new one."""
+        """A reader that stands at these positions, or a new one: one that stands elsewhere may be of a bundle that was given up."""
         with self._lock:
-            fitting = [idle for idle in self._idle if idle.source == source and idle.positions.keys() == positions.keys()]
-            found = next((idle for idle in fitting if idle.positions == positions), fitting[0] if fitting else None)
+            found = next((idle for idle in self._idle if idle.source == source and idle.positions == positions), None)
             if found is not None:
                 self._idle = [idle for idle in self._idle if idle is not found]
-        reader = found.reader if found else source.reader(list(positions))
-        if found is None or found.positions != positions:
-            try:
-                reader.seek(positions)
-            except BaseException:
-                reader.close()
-                raise
+                return found.reader
+        reader = source.reader(list(positions))
+        try:
+            reader.seek(positions)
+        except BaseException:
+            reader.close()
+            raise
         return reader
 
     def give(self, source: EndlessSource, positions: dict[str, Any], reader: PartitionReader) -> None:

@@ -33,7 +33,7 @@ from tiebeam.io._publication import LostPiecesError, safe
 from tiebeam.rows import RESERVED, ROW_CHANGE, ROW_TIME, RowBatch
 from tiebeam.staging import Staged
 
-SEND_SECS = 120
+SEND_SECS = 60
 COMMIT_SECS, RUN_SECS = 60, 900
 """How long a transaction may be open: that of a commit, and that of a whole run, for which brokers allow no more."""
 LEDGER_PARTITIONS = 16
@@ -373,7 +373,7 @@ class _Ledger:
                 connection=self.target.connection, topics=(self.target.ledger,), rows=rows, group="tiebeam-ledger",
                 begin=((whole, self.at),), end=((whole, end),), out_of_range="earliest", bounded=True,
             )  # fmt: skip
-            for part in source.read_all():
+            for part in source.read_all(secs=2 * COMMIT_SECS):  # longer than any transaction of a writer may be open
                 if isinstance(part, RowBatch):
                     self.names.update(part.column("kafka_key").to_pylist())
             self.at = end
