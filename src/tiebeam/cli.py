@@ -131,7 +131,7 @@ def _about_connector(name: str) -> dict[str, Any]:
     for role in entry.roles:
         cls: Any = registry.connector(role, name)
         can = (
-            {"bounded": cls.bounded if isinstance(cls.bounded, bool) else "when it is given an end", "emits changes": cls.emits_changes}
+            {"bounded": cls.bounded, "emits changes": cls.emits_changes}
             if role == "source"
             else {
                 "modes": ", ".join(cls.modes),

@@ -32,7 +32,7 @@ from tiebeam.staging import Staged, Writer
 class Source(Declared, beam.PTransform):
     """Reads rows: from the beginning of a pipeline to row batches, and rejected rows to dead letters."""
 
-    bounded: ClassVar[bool] = True
+    bounded = True
     emits_changes: ClassVar[bool] = False
     formats: ClassVar[tuple[str, ...]] = ()
     """The `original_format`s of dead letters that `decode` can read again."""

@@ -52,6 +52,11 @@ TARGETS: dict[str, Target] = {
     ),
 }
 
+# Connectors without a place here, with the reason.
+UNPLACED: dict[str, str] = {
+    "kafka": "its rows are JSON, and its place is a broker: tests/io/test_kafka.py and test_kafka_faults.py say what it promises",
+}
+
 # What a connector does not do, with the reason. Each is an expected failure: when it works after all, the test says so.
 GAPS: dict[tuple[str, str], str] = {
     ("avro", "odd names"): "a name in Avro is letters, digits and _; others are refused before the run, with the column",

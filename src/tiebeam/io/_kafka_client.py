@@ -53,7 +53,7 @@ class Connection:
     certificate_file: str | None = None
     key_file: str | None = None
     key_password: Secret | None = None
-    oauth_token_url: str | None = None
+    oauth_url: str | None = None
     more: tuple[str, ...] = ()
 
     def settings(self, **own: Any) -> dict[str, Any]:
@@ -62,8 +62,8 @@ class Connection:
         told["log_level"] = 2  # what goes wrong is told by errors, not beside them
         if self.sasl is not None:
             told["sasl.mechanisms"] = self.sasl
-        if self.oauth_token_url is not None:
-            told |= {"sasl.oauthbearer.method": "oidc", "sasl.oauthbearer.token.endpoint.url": self.oauth_token_url}
+        if self.oauth_url is not None:
+            told |= {"sasl.oauthbearer.method": "oidc", "sasl.oauthbearer.token.endpoint.url": self.oauth_url}
         oauth = self.sasl == "OAUTHBEARER"
         secret = self.password.resolve() if self.password is not None else None
         names = {
@@ -90,8 +90,8 @@ class Connection:
             )
         if self.sasl is not None and (self.username is None or self.password is None):
             yield Problem(f"{self.sasl} needs a username and a password", "username", "username=NAME, password=env:NAME or file:PATH")
-        if (self.oauth_token_url is not None) != (self.sasl == "OAUTHBEARER"):
-            yield Problem("OAUTHBEARER and oauth_token_url go together", "oauth_token_url", "the URL that gives tokens")
+        if (self.oauth_url is not None) != (self.sasl == "OAUTHBEARER"):
+            yield Problem("OAUTHBEARER and oauth_url go together", "oauth_url", "the URL that gives tokens")
         for setting in self.more:
             yield from _trouble_of(setting)
 

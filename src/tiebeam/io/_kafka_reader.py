@@ -15,7 +15,7 @@ from typing import Any
 
 from tiebeam.errors import BadFileError, ConfigError, Problem, TransientError
 from tiebeam.io._endless import EndlessSource, PartitionReader, Piece, Progress
-from tiebeam.io._kafka_client import Cluster, Connection
+from tiebeam.io._kafka_client import ANSWER_SECS, Cluster, Connection
 from tiebeam.io._kafka_messages import MessageRows, Messages
 from tiebeam.rows import MAX_BATCH_ROWS
 
@@ -159,7 +159,7 @@ class TopicReader(PartitionReader):
         from confluent_kafka.admin import OffsetSpec
 
         try:
-            found = self.cluster.offsets(map(parted, names), OffsetSpec.earliest(), False)
+            found = self.cluster.offsets(map(parted, names), OffsetSpec.earliest(), False, 4 * ANSWER_SECS)
         except KafkaException as e:
             raise TransientError(
                 f"Kafka at {self.source.connection.servers} does not say where its partitions begin: {e.args[0].str()}"

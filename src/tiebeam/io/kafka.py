@@ -59,6 +59,7 @@ class ReadFromKafka(Source):
         ReadFromKafka(servers='localhost:9092', topics=('purchases',), event_time='at')
     """
 
+    bounded = False
     formats = ("json", "csv", "avro", "raw")
 
     servers: str = option(help="Brokers, HOST:PORT separated by commas", example="localhost:9092")
@@ -102,7 +103,7 @@ class ReadFromKafka(Source):
     sasl: str | None = option(None, help="How the user is authenticated", choices=_SASL)
     username: str | None = option(None, help="User, or client id of OAUTHBEARER")
     password: Secret | None = option(None, help="Password, or client secret of OAUTHBEARER", example="env:KAFKA_PASSWORD")
-    oauth_token_url: str | None = option(None, help="Where OAUTHBEARER tokens come from")
+    oauth_url: str | None = option(None, help="Where OAUTHBEARER tokens come from")
     ca_file: str | None = option(None, help="Certificates of the authority that signed the brokers'", example="/etc/kafka/ca.pem")
     certificate_file: str | None = option(None, help="Certificate of this client (mutual TLS)")
     key_file: str | None = option(None, help="Private key of this client (mutual TLS)")
@@ -111,13 +112,10 @@ class ReadFromKafka(Source):
 
     def __post_init__(self):
         super().__post_init__()
+        self.bounded = self.until is not None
         self._named = pa.schema([])
         self._range: tuple[tuple[tuple[str, int], ...], tuple[tuple[str, int], ...] | None] | None = None
         self._columns: pa.Schema | None = None
-
-    @property
-    def bounded(self) -> bool:  # type: ignore[override]
-        return self.until is not None
 
     def check(self) -> Iterable[Problem]:
         yield from self.connection.problems()
@@ -314,6 +312,7 @@ class WriteToKafka(Sink):
 
     servers: str = option(help="Brokers, HOST:PORT separated by commas", example="localhost:9092")
     topic: str = option(help="Topic; created when missing", example="totals")
+    mode: str = option("append", help="Messages are added to the topic", choices=modes)
     format: str = option("json", help="What messages hold", choices=("json", "raw"))
     key: str | None = option(None, help="Column whose text is the key of the message, and so chooses its partition", example="shop")
     headers: tuple[str, ...] = option((), help="Columns that become headers instead of part of the value", example="trace_id")
@@ -331,7 +330,7 @@ class WriteToKafka(Sink):
     sasl: str | None = option(None, help="How the user is authenticated", choices=_SASL)
     username: str | None = option(None, help="User, or client id of OAUTHBEARER")
     password: Secret | None = option(None, help="Password, or client secret of OAUTHBEARER", example="env:KAFKA_PASSWORD")
-    oauth_token_url: str | None = option(None, help="Where OAUTHBEARER tokens come from")
+    oauth_url: str | None = option(None, help="Where OAUTHBEARER tokens come from")
     ca_file: str | None = option(None, help="Certificates of the authority that signed the brokers'", example="/etc/kafka/ca.pem")
     certificate_file: str | None = option(None, help="Certificate of this client (mutual TLS)")
     key_file: str | None = option(None, help="Private key of this client (mutual TLS)")
@@ -435,6 +434,6 @@ def _connection(of: Any) -> Connection:
         certificate_file=of.certificate_file,
         key_file=of.key_file,
         key_password=of.key_password,
-        oauth_token_url=of.oauth_token_url,
+        oauth_url=of.oauth_url,
         more=of.client_config,
     )

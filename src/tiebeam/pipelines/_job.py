@@ -243,7 +243,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _interruptible(delivery: Delivery, before_drain: Callable[[], Any] | None) -> Iterator[Callable[[], None]]:
+def _interruptible(delivery: Delivery, before_drain: Callable[[], Any] | None = None) -> Iterator[Callable[[], None]]:
     """Ends the process at an interrupt or a termination, with 130, after what was staged or spilled is removed.
 
     A local runner has threads of its own that do not stop; publishing is crash-safe, so ending the process is too. A local stream is
