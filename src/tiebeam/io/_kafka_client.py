@@ -141,11 +141,14 @@ class Cluster:
     """What a cluster says of its topics."""
 
     def __init__(self, connection: Connection):
-        from confluent_kafka.admin import AdminClient
-
         self.connection = connection
         self.trouble: list[str] = []
-        self.admin = AdminClient(connection.settings(error_cb=self._heard))
+        self.admin = self._client()
+
+    def _client(self) -> Any:
+        from confluent_kafka.admin import AdminClient
+
+        return AdminClient(self.connection.settings(error_cb=self._heard))
 
     def _heard(self, error: Any) -> None:
         self.trouble.append(error.str())
@@ -189,7 +192,8 @@ class Cluster:
         until = time.monotonic() + secs
         trouble = KafkaException(KafkaError(KafkaError._TIMED_OUT))
         while left:
-            answers = self.admin.list_offsets(left, isolation_level=level, request_timeout=max(0.1, until - time.monotonic()))
+            patience = max(0.1, min(5.0, until - time.monotonic()))
+            answers = self.admin.list_offsets(left, isolation_level=level, request_timeout=patience)
             for place, answer in answers.items():
                 try:
                     offset = answer.result(secs + 5).offset
@@ -202,6 +206,7 @@ class Cluster:
             if left and time.monotonic() > until:
                 raise trouble
             if left:
+                self.admin = self._client()  # this one may wait for a leader that is dead
                 time.sleep(0.1)
         return found
 
