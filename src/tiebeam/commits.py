@@ -20,6 +20,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any
 
 import apache_beam as beam
@@ -92,8 +93,8 @@ class _StageFn(BatchFn):
     ROWS = BagStateSpec("rows", RowBatchCoder())
     HELD = BagStateSpec("held", VarIntCoder())
     """How many rows each batch has that is kept; a 0 when the clock runs."""
-    STAGED = BagStateSpec("staged", RowBatchCoder())
-    """Once the input has ended: the commits that were handed on and are not seen at their destination yet."""
+    LAST = BagStateSpec("last", RowBatchCoder())
+    """The commit that was handed on last. All before it are visible when it is, and the end of the input waits for that."""
     CLOCK = TimerSpec("clock", TimeDomain.REAL_TIME)
     END = TimerSpec("end", TimeDomain.WATERMARK)
 
@@ -104,7 +105,7 @@ class _StageFn(BatchFn):
 
     def process(
         self, keyed, rows=beam.DoFn.StateParam(ROWS), held=beam.DoFn.StateParam(HELD),
-        clock=beam.DoFn.TimerParam(CLOCK), end=beam.DoFn.TimerParam(END),
+        last=beam.DoFn.StateParam(LAST), clock=beam.DoFn.TimerParam(CLOCK), end=beam.DoFn.TimerParam(END),
     ):  # fmt: skip
         shard, batch = keyed
         count(self.step, ROWS_IN, batch.num_rows)
@@ -116,35 +117,29 @@ class _StageFn(BatchFn):
         rows.add(batch)
         held.add(batch.num_rows)
         if sum(kept) + batch.num_rows >= self.sink.commit_rows:
-            yield from self._staged(shard, rows, held)
+            yield from self._staged(shard, rows, held, last)
 
     @on_timer(CLOCK)
     def strike(
         self, shard=beam.DoFn.KeyParam, rows=beam.DoFn.StateParam(ROWS), held=beam.DoFn.StateParam(HELD),
-        staged=beam.DoFn.StateParam(STAGED), clock=beam.DoFn.TimerParam(CLOCK),
+        last=beam.DoFn.StateParam(LAST), clock=beam.DoFn.TimerParam(CLOCK),
     ):  # fmt: skip
-        if waiting := list(staged.read()):  # the input has ended
-            unseen = [batch for batch in waiting if not self.sink.is_published(_name_of(batch))]
-            staged.clear()
-            for batch in unseen:
-                staged.add(batch)
-            if unseen:
-                self._wind(clock)
-            yield _at_end(shard, _POKE)  # the last one, so that Publish counts what is visible
-            return
-        if list(held.read()):
+        if kept := list(held.read()):
             self._wind(clock)
-            yield from self._staged(shard, rows, held) if sum(held.read()) else [_at_end(shard, _POKE)]
+            yield from self._staged(shard, rows, held, last) if sum(kept) else [_at_end(shard, _POKE)]
+        elif handed_on := list(last.read()):  # the input has ended
+            if self.sink.is_published(_name_of(handed_on[0])):
+                last.clear()
+            else:
+                self._wind(clock)
+            yield _at_end(shard, _POKE)  # one more when it is visible, so that Publish counts it
 
     @on_timer(END)
     def finish(
         self, shard=beam.DoFn.KeyParam, rows=beam.DoFn.StateParam(ROWS), held=beam.DoFn.StateParam(HELD),
-        staged=beam.DoFn.StateParam(STAGED), clock=beam.DoFn.TimerParam(CLOCK),
+        last=beam.DoFn.StateParam(LAST), clock=beam.DoFn.TimerParam(CLOCK),
     ):  # fmt: skip
-        for output in self._staged(shard, rows, held):
-            if not isinstance(output, beam.pvalue.TaggedOutput):
-                staged.add(output.value[1])
-            yield output
+        yield from self._staged(shard, rows, held, last)
         held.clear()
         self._wind(clock)
 
@@ -152,7 +147,7 @@ class _StageFn(BatchFn):
         """Whole seconds: Flink cuts delays to these, and what is shorter or past becomes a busy loop there."""
         clock.set(Timestamp(math.ceil(time.time()) + self.sink.commit_secs))
 
-    def _staged(self, shard: int, rows: Any, held: Any) -> Iterator[Any]:
+    def _staged(self, shard: int, rows: Any, held: Any, last: Any) -> Iterator[Any]:
         """Writes what is kept to one commit, and hands on its name."""
         batches = list(rows.read())
         rows.clear()
@@ -160,7 +155,7 @@ class _StageFn(BatchFn):
         held.add(0)
         if not batches:
             return
-        name = name_of(self.run_id, shard)
+        name = name_of(self.run_id, shard, after=next(map(_name_of, last.read()), ""))
         writer = self.sink.writer(name)
         try:
             for batch in batches:
@@ -172,22 +167,27 @@ class _StageFn(BatchFn):
         if pieces:
             count(self.step, ROWS_OUT, sum(piece.rows for piece in pieces))
             count(self.step, COMMITS_STAGED, 1)
-            report = Staged.pack(pieces)
-            yield _at_end(shard, with_column(report, STATED, pa.array([name] * report.num_rows)))
+            packed = Staged.pack(pieces)
+            report = with_column(packed, STATED, pa.array([name] * packed.num_rows))
+            last.clear()
+            last.add(report)
+            yield _at_end(shard, report)
 
 
-_NAME = re.compile(r"(.+)-(\d+)-\d{13,}-[0-9a-f]{12}")
+_NAME = re.compile(r"(?P<writer>.+-\d+)-(?P<moment>\d{19})-[0-9a-f]{12}")
 
 
-def name_of(run_id: str, shard: int) -> str:
-    """A new name for a commit of a writer; those of one writer are in the order in which they were made."""
-    return f"{run_id}-{shard}-{time.time_ns() // 1_000_000}-{uuid.uuid4().hex[:12]}"
+def name_of(run_id: str, shard: int, after: str = "") -> str:
+    """A new name for a commit of a writer. Those of one writer are in the order in which they were made, whatever clocks say."""
+    earlier = _NAME.fullmatch(after)
+    moment = max(time.time_ns(), int(earlier["moment"]) + 1 if earlier else 0)
+    return f"{run_id}-{shard}-{moment:019}-{uuid.uuid4().hex[:12]}"
 
 
 def writer_of(name: str) -> str | None:
     """The run and the writer of a commit, which publishes one commit at a time; None where the name is that of a whole run."""
     found = _NAME.fullmatch(name)
-    return f"{found[1]}-{found[2]}" if found else None
+    return found["writer"] if found else None
 
 
 def _at_end(shard: int, batch: RowBatch) -> window.TimestampedValue:
@@ -235,7 +235,8 @@ class _Progress:
                 self._published.discard(oldest := next(iter(self._seen)))
                 del self._seen[oldest]
 
-    def publish(self, sink: TwoPhase, name: str, pieces: list[Staged]) -> None:
+    def publish(self, sink: TwoPhase, name: str, pieces: list[Staged]) -> bool:
+        """Whether it is visible now; what comes later waits for it."""
         try:
             sink.publish(name, pieces)
         except Exception as e:
@@ -243,10 +244,11 @@ class _Progress:
                 began = self._away.setdefault(name, time.monotonic())
                 if not isinstance(e, TransientError) or time.monotonic() > began + PATIENCE_SECS:
                     self._trouble[name] = e
-        else:
-            with self._lock:
-                self._published.add(name)
-                self._away.pop(name, None)
+            return False
+        with self._lock:
+            self._published.add(name)
+            self._away.pop(name, None)
+        return True
 
     @contextmanager
     def alone(self, writer: str) -> Iterator[bool]:
@@ -295,13 +297,13 @@ class _PublishFn(beam.DoFn):
                 PROGRESS.forget(name)
                 yield sum(reports[name].column("rows").to_pylist())
         seen = PROGRESS.of(left)
-        due = {name: pieces_of(left[name]) for name in sorted(left) if seen[name]}
+        due = {name: pieces_of(left[name]) for name in takewhile(seen.get, sorted(left))}  # in order: of a key the later row must win
         finalizer.register(lambda: _finalize(self.sink, seen, due))  # always: Prism tells every bundle, and stumbles where nobody listens
 
 
 def _finalize(sink: TwoPhase, seen: dict[str, int], due: dict[str, list[Staged]]) -> None:
     with PROGRESS.alone(f"{sink.location()} {writer_of(next(iter(due)))}" if due else "") as alone:
         for name, pieces in due.items() if alone else ():
-            if not PROGRESS.is_published(name):
-                PROGRESS.publish(sink, name, pieces)
+            if not PROGRESS.is_published(name) and not PROGRESS.publish(sink, name, pieces):
+                break
     PROGRESS.saw(seen)
