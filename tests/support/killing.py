@@ -406,10 +406,8 @@ def main(argv: list[str]) -> int:
     for name in asked.sinks.split(","):
         ours = name in OURS
         print(f"\n{name}", flush=True)
-        with (
-            tempfile.TemporaryDirectory(prefix="tiebeam-kills-") as folder,
-            running(name, Path(folder), asked.seed, asked.per_second) as trial,
-        ):
+        place = tempfile.TemporaryDirectory(prefix="tiebeam-kills-")
+        with place as folder, running(name, Path(folder), asked.seed, asked.per_second) as trial:
             simple = ["kill_behind_a_publication"] * min(asked.rounds, 5)
             faults = asked.faults.split(",") if asked.faults else chosen(trial.chance, asked.rounds) if ours else simple
             count = rounds(trial, faults, lambda line: print(line, flush=True))
