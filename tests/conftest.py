@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from support import services
+from tiebeam.gcs import forget_client
 
 
 def pytest_report_header() -> list[str]:
@@ -42,3 +43,20 @@ def kafka(tmp_path_factory):
     """A broker of Kafka, for the whole session."""
     with services.obtain("kafka").cluster(tmp_path_factory.mktemp("kafka")) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def gcs_server(tmp_path_factory):
+    """A Cloud Storage, for the whole session."""
+    with services.obtain("gcs").server(tmp_path_factory.mktemp("gcs")) as server:
+        yield server
+
+
+@pytest.fixture
+def gcs(gcs_server, monkeypatch):
+    """Cloud Storage for one test, which has it to itself: `gcs.bucket(name)` makes a bucket, and all paths gs:// lead to it."""
+    for name, value in gcs_server.environment().items():
+        monkeypatch.setenv(name, value)
+    forget_client()
+    yield gcs_server
+    forget_client()

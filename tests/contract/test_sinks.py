@@ -153,4 +153,4 @@ def test_a_place_that_cannot_be_written_is_told_before_the_run(name, tmp_path):
 
 
 def registry_sink(name, folder):
-    return type(targets.sink(name, folder))(**targets.TARGETS[name].impossible(folder))
+    return type(targets.sink(name, folder))(**targets.target(name).impossible(folder))

@@ -306,4 +306,4 @@ class _SummedStream(io.RawIOBase):
     def discard(self) -> None:
         """Gives the file up: what an encoder still writes while it is taken down goes nowhere."""
         raw, self.raw = self.raw, io.BytesIO()
-        raw.close()
+        getattr(raw, "terminate", raw.close)()

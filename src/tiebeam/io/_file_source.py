@@ -30,6 +30,7 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.transforms.window import TimestampedValue
 
+from tiebeam import gcs
 from tiebeam.connectors import Source
 from tiebeam.dead_letters import Letters, letters, letters_of_rows
 from tiebeam.errors import BadFileError, ConfigError, Problem, TransientError
@@ -157,6 +158,8 @@ class FileSource(Source):
         """Opens a file for reading as it lies there, compressed or not."""
         if local := local_path(path):
             return Path(local).open("rb", buffering=0)
+        if gcs.is_gcs(path):
+            return gcs.open_for_reading(path)
         return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
 
     def deliver(self, part: FilePart, step: str) -> Iterator[RowBatch | Letters]:

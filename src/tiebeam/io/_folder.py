@@ -1,9 +1,9 @@
 """The folder of a table: the few file operations that staging, publishing and the manifest are made of.
 
 Names are relative to the folder and use `/`. Local folders are reached directly, so that what is written is durable
-(fsync) and what is created is created once (link). Any other path goes through Beam's FileSystems, which offer neither: an
-object there is durable when its writer is closed, and two processes that create the same name at the same instant may both
-be told that they did.
+(fsync) and what is created is created once (link); Cloud Storage too, by preconditions. Any other path goes through Beam's
+FileSystems, which offer neither: an object there is durable when its writer is closed, and two processes that create the same
+name at the same instant may both be told that they did.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from typing import BinaryIO
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
+from tiebeam import gcs
 from tiebeam.io._hive import is_hive
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 
 
-def folder_at(path: str) -> LocalFolder | RemoteFolder:
-    """The folder at a path: local, or of any scheme that Beam's FileSystems know."""
+def folder_at(path: str) -> Folder:
+    """The folder at a path: local, of Cloud Storage, or of any scheme that Beam's FileSystems know."""
+    if gcs.is_gcs(path):
+        return GcsFolder(path)
     return LocalFolder(path) if FileSystems.get_scheme(path) is None else RemoteFolder(path)
 
 
@@ -196,6 +199,68 @@ class LocalFolder:
         return None
 
 
+class GcsFolder:
+    """Reaches a folder of Cloud Storage, where a name is created once, whoever else creates it."""
+
+    def __init__(self, path: str):
+        gcs.parted(path)
+        self.root = path.rstrip("/")
+
+    def path(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def open(self, name: str) -> BinaryIO:
+        return gcs.open_for_writing(self.path(name))
+
+    def seal(self, stream: BinaryIO) -> None:
+        stream.close()
+
+    def create(self, name: str, data: bytes, draft: str) -> bool:
+        return gcs.create(self.path(name), data)
+
+    def sync(self, names: Iterable[str]) -> None:
+        pass
+
+    def read(self, name: str) -> bytes:
+        return gcs.read(self.path(name))
+
+    def exists(self, name: str) -> bool:
+        return gcs.find(self.path(name)) is not None
+
+    def names(self, name: str) -> list[str]:
+        return [self._name(found) for found in gcs.below(f"{self.path(name)}/", deep=False)]
+
+    def stamp(self, name: str) -> int | None:
+        found = gcs.find(self.path(name))
+        return found.generation if found else None
+
+    def older(self, name: str, secs: float) -> list[str]:
+        before = time.time() - secs
+        return [self._name(found) for found in gcs.below(f"{self.path(name)}/") if found.modified < before]
+
+    def data_files(self) -> Iterator[tuple[str, int]]:
+        for found in gcs.below(f"{self.root}/"):
+            *folders, last = self._name(found).split("/")
+            if last and all(map(is_hive, folders)) and not last.startswith((".", "_")):
+                yield self._name(found), found.size
+
+    def move(self, pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        moved = gcs.each(lambda pair: gcs.move(self.path(pair[0]), self.path(pair[1])), pairs)
+        return [pair for pair, done in zip(pairs, moved, strict=True) if not done]
+
+    def remove(self, names: Iterable[str]) -> None:
+        gcs.each(gcs.remove, map(self.path, names))
+
+    def prune(self, name: str) -> None:
+        pass
+
+    def trouble(self) -> str | None:
+        return gcs.trouble(self.root, writing=True)
+
+    def _name(self, found: gcs.Object) -> str:
+        return found.path[len(self.root) + 1 :]
+
+
 class RemoteFolder:
     """Reaches a folder through Beam's FileSystems."""
 
@@ -289,4 +354,4 @@ def draft_in(folder: str) -> str:
     return f"{folder}/{uuid.uuid4().hex}.draft"
 
 
-Folder = LocalFolder | RemoteFolder
+Folder = LocalFolder | GcsFolder | RemoteFolder

@@ -24,6 +24,7 @@ import pyarrow as pa
 from apache_beam.io.filesystem import BeamIOError
 from apache_beam.io.filesystems import FileSystems
 
+from tiebeam import gcs
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.io._hive import partition_of
 from tiebeam.io._manifest import committed_files
@@ -84,12 +85,7 @@ def _local(path: str, extensions: tuple[str, ...]) -> list[FoundFile]:
 
 def _remote(path: str, extensions: tuple[str, ...]) -> list[FoundFile]:
     pattern, path = glob.has_magic(path), path.rstrip("/")
-    try:
-        exact, below = (r.metadata_list for r in FileSystems.match([path, path + "/**"]))
-    except ValueError as e:
-        raise ConfigError(Problem("no filesystem serves this path", path, "install the extra of apache-beam for it, as [gcp]")) from e
-    except BeamIOError as e:
-        raise ConfigError(Problem(f"cannot be listed: {e}", path, "check the path and the right to list it")) from e
+    exact, below = (_of_gcs if gcs.is_gcs(path) else _of_beam)(path)
     fixed = (_fixed(path)[0] if pattern else path) + "/"
     spelled = path.split("/")
     inside = [m for m in below if not _hidden_below(m.path, fixed, spelled) and _counts(m.path, extensions)]
@@ -97,9 +93,41 @@ def _remote(path: str, extensions: tuple[str, ...]) -> list[FoundFile]:
     if not direct and not inside:
         some = f"; it holds {len(below)} others, such as {below[0].path}" if below else ""
         raise ConfigError(Problem(f"there is no file of {' or '.join(extensions)} here{some}", path, "check the path"))
-    found = {m.path: FoundFile(m.path, m.size_in_bytes, m.last_updated_in_seconds or 0.0) for m in [*direct, *inside]}
+    found = {m.path: m for m in [*direct, *inside]}
     names = list(found) if direct and not pattern else _committed_of(fixed.rstrip("/"), list(found))
     return [found[n] for n in names]
+
+
+def _of_beam(path: str) -> tuple[list[FoundFile], list[FoundFile]]:
+    """What is at a path or matches it, and what is below that, by Beam's FileSystems."""
+    try:
+        exact, below = (r.metadata_list for r in FileSystems.match([path, path + "/**"]))
+    except ValueError as e:
+        raise ConfigError(Problem("no filesystem serves this path", path, "install the extra of apache-beam for it, as [gcp]")) from e
+    except BeamIOError as e:
+        raise ConfigError(Problem(f"cannot be listed: {e}", path, "check the path and the right to list it")) from e
+    here, there = ([FoundFile(m.path, m.size_in_bytes, m.last_updated_in_seconds or 0.0) for m in found] for found in (exact, below))
+    return here, there
+
+
+def _of_gcs(path: str) -> tuple[list[FoundFile], list[FoundFile]]:
+    """The same of Cloud Storage; an object whose name looks like a pattern is meant when there is one."""
+    if trouble := gcs.trouble(path.partition("*")[0], writing=False):
+        raise ConfigError(Problem(trouble, path, "check the path, and the right to list and read it (Storage Object Viewer)"))
+    try:
+        exact = gcs.find(path)
+        if exact or not glob.has_magic(path):
+            return [_found(exact)] if exact else [], [_found(o) for o in gcs.below(path + "/")]
+        whole, inside = (re.compile(FileSystems.get_filesystem(path).translate_pattern(p)) for p in (path, path + "/**"))
+        objects = [_found(o) for o in gcs.below(re.split(r"[*?[]", path, maxsplit=1)[0])]
+    except OSError as e:
+        fix = "check the path, and the right to list and read it (Storage Object Viewer)"
+        raise ConfigError(Problem(f"cannot be listed: {e.strerror or e}", path, fix)) from e
+    return [f for f in objects if whole.fullmatch(f.path)], [f for f in objects if inside.fullmatch(f.path)]
+
+
+def _found(of: gcs.Object) -> FoundFile:
+    return FoundFile(of.path, of.size, of.modified)
 
 
 def _hidden_below(path: str, fixed: str, spelled: list[str]) -> bool:

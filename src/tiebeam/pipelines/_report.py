@@ -17,9 +17,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from apache_beam.io.filesystems import FileSystems
 
-from tiebeam import __version__
+from tiebeam import __version__, files
 from tiebeam.pipelines import _retail_customers as customers
 from tiebeam.pipelines import _retail_sales as sales
 from tiebeam.pipelines._account import Outcome
@@ -42,9 +41,8 @@ _NAVIGATION = {
 def letters(store: str, run_id: str) -> list[dict[str, Any]]:
     """The rejected rows of a run, in order of position, `original` as bytes."""
     found = []
-    for match in FileSystems.match([FileSystems.join(store, "*.jsonl")])[0].metadata_list:
-        with FileSystems.open(match.path) as file:
-            rows = [json.loads(line) for line in file.read().splitlines()]
+    for path in files.ending(store, ".jsonl"):
+        rows = [json.loads(line) for line in files.read(path).splitlines()]
         found += [{**row, "original": base64.b64decode(row["original"] or "")} for row in rows if row["run_id"] == run_id]
     return sorted(found, key=lambda row: _place(row["row_position"] or ""))
 

@@ -23,8 +23,8 @@ from typing import Any, ClassVar
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.io.filesystems import FileSystems
 
+from tiebeam import files as storage
 from tiebeam import registry, terminal
 from tiebeam.connectors import Source
 from tiebeam.dead_letters import SCHEMA, Letters, letters
@@ -126,31 +126,25 @@ def _split(argv: list[str]) -> tuple[str, list[str]]:
     if len(paths) != 1 or not paths[0]:
         raise ConfigError(Problem("is required, once", "--dead_letters", "the store to replay, such as --dead_letters=out.rejected"))
     path = paths[0].rstrip("/")
-    if not FileSystems.exists(path):
+    if not storage.exists(path):
         raise ConfigError(Problem(f"there is no store at {path}", "--dead_letters", "the folder that a run's summary names as `rejected`"))
     return path, [a for a in argv if not a.startswith("--dead_letters=")]
 
 
 def _open_plan(path: str, files: list[str]) -> dict[str, Any] | None:
     """The plan of a replay that has not ended, else a new one over all files of the store; None when there are none."""
-    folder = FileSystems.join(path, PLANS)
-    waiting = [m.path for match in FileSystems.match([FileSystems.join(folder, "*.json")]) for m in match.metadata_list]
-    if waiting:
-        with FileSystems.open(min(waiting)) as file:
-            return json.loads(file.read())
+    folder = storage.join(path, PLANS)
+    if waiting := storage.ending(folder, ".json"):
+        return json.loads(storage.read(min(waiting)))
     if not files:
         return None
     plan = {"id": "replay-" + hashlib.sha256("\n".join(sorted(files)).encode()).hexdigest()[:12], "files": sorted(files)}
-    if not FileSystems.exists(folder):
-        FileSystems.mkdirs(folder)
-    with FileSystems.create(FileSystems.join(folder, f"{plan['id']}.json.new")) as file:
-        file.write(json.dumps(plan).encode())
-    FileSystems.rename([FileSystems.join(folder, f"{plan['id']}.json.new")], [FileSystems.join(folder, f"{plan['id']}.json")])
+    storage.write(storage.join(folder, f"{plan['id']}.json"), json.dumps(plan).encode())
     return plan
 
 
 def _close_plan(path: str, plan_id: str) -> None:
-    FileSystems.delete([FileSystems.join(path, PLANS, f"{plan_id}.json")])
+    storage.remove(storage.join(path, PLANS, f"{plan_id}.json"))
 
 
 def _read(files: Iterable[str]) -> Store:
@@ -158,18 +152,17 @@ def _read(files: Iterable[str]) -> Store:
     store = Store({}, [])
     seen: set[tuple[Any, ...]] = set()
     for path in files:
-        if not FileSystems.exists(path):  # retired by a replay that died before it closed its plan
+        if not storage.exists(path):  # retired by a replay that died before it closed its plan
             continue
-        with FileSystems.open(path) as file:
-            offset = 0
-            for line in file.read().splitlines(keepends=True):
-                letter = _letter(line)
-                if letter is None:
-                    store.broken.append((f"{path}:{offset}", line))
-                elif (same := tuple(letter[name] for name in ("run_id", "step", ROW_POSITION, "original", "attempt"))) not in seen:
-                    seen.add(same)
-                    store.letters.setdefault(f"{letter['pipeline']}\n{letter['run_id']}", []).append(letter)
-                offset += len(line)
+        offset = 0
+        for line in storage.read(path).splitlines(keepends=True):
+            letter = _letter(line)
+            if letter is None:
+                store.broken.append((f"{path}:{offset}", line))
+            elif (same := tuple(letter[name] for name in ("run_id", "step", ROW_POSITION, "original", "attempt"))) not in seen:
+                seen.add(same)
+                store.letters.setdefault(f"{letter['pipeline']}\n{letter['run_id']}", []).append(letter)
+            offset += len(line)
     return store
 
 
@@ -190,7 +183,7 @@ def _letter(line: bytes) -> dict[str, Any] | None:
 def _park(path: str, run_id: str, broken: list[tuple[str, bytes]]) -> None:
     if not broken:
         return
-    sink = keep_at(FileSystems.join(path, PARKED))
+    sink = keep_at(storage.join(path, PARKED))
     writer = sink.writer(run_id)
     details = ["this line of the store is no dead letter"] * len(broken)
     for _ in (
@@ -219,13 +212,12 @@ def _replay(path: str, plan_id: str, index: int, key: str, rows: list[dict[str, 
 
 def _kept_argv(path: str, name: str, run_id: str) -> list[str]:
     registry.pipeline(name)
-    kept = FileSystems.join(path, JOBS, f"{run_id}.json")
-    if not FileSystems.exists(kept):
+    kept = storage.join(path, JOBS, f"{run_id}.json")
+    if not storage.exists(kept):
         raise ConfigError(
             Problem(f"the options of run {run_id} are not kept with the store", kept, "give them as flags to a run of their own")
         )
-    with FileSystems.open(kept) as file:
-        return json.loads(file.read())["argv"]
+    return json.loads(storage.read(kept))["argv"]
 
 
 def _last_wins(argv: list[str]) -> list[str]:

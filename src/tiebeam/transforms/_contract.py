@@ -24,8 +24,8 @@ from typing import Any
 
 import pyarrow as pa
 import yaml
-from apache_beam.io.filesystems import FileSystems
 
+from tiebeam import files
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.rows import RESERVED, RowBatch
 from tiebeam.transforms import _types
@@ -60,8 +60,7 @@ class Contract:
         """Reads a file on any file system Beam knows; `path#table` picks one table of several."""
         path, _, table = str(path).partition("#")
         try:
-            with FileSystems.open(path) as file:
-                return cls.parse(file.read().decode("utf-8-sig"), path, table)
+            return cls.parse(files.read(path).decode("utf-8-sig"), path, table)
         except (OSError, UnicodeDecodeError) as e:
             raise ConfigError(Problem(f"the contract cannot be read: {e}", path, "give the path of a contract in ODCS v3 (YAML)")) from e
 
