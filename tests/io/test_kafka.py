@@ -302,7 +302,11 @@ def test_what_is_wrong_is_said_before_anything_runs(kafka, topic):
         (dict(client_config=("fetch.min.byte=1",)), "did you mean fetch.min.bytes"),
         (dict(client_config=("group.id=x",)), "use the option group"),
         (dict(client_config=("enable.auto.commit=true",)), "delivery depends on it"),
-        (dict(client_config=("sasl.oauthbearer.client.secret=x",)), "is a secret"),
+        (dict(client_config=("sasl.oauthbearer.client.secret=x",)), "use the option password"),
+        (dict(client_config=("ssl.keystore.password=x",)), "is a secret"),
+        (dict(client_config=("ssl.keystore.pasword=x",)), "did you mean ssl.keystore.password"),
+        (dict(client_config=("ssl.store.password=env:x",)), "there is no setting 'ssl.store.password'"),
+        (dict(client_config=("logger=x",)), "delivery depends on it"),
         (dict(client_config=("fetch.min.bytes=many",)), "client_config"),
     ],
 )

@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import difflib
 import functools
-import json
 import re
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tiebeam.errors import ConfigError, Problem, TransientError
+from tiebeam.errors import ConfigError, Problem
 from tiebeam.options import Secret
 
 ANSWER_SECS = 15.0
+PING_SECS = 8.0
+REFUSED_SECS = 3.0
+"""How long a cluster is asked that refuses who asks: one of its brokers may still be starting."""
+
+DENIED = (29, 30, 31, 53)
+"""The numbers of errors that say that a right is lacking: on a topic, a group, the cluster, a transactional id."""
+
+_SECRET = re.compile(r"password|secret|sasl\.jaas|\.pem$|private\.key")
 
 _OURS = {
     "bootstrap.servers": "servers",
@@ -35,8 +42,18 @@ _OURS = {
     "sasl.mechanism": "sasl",
     "sasl.username": "username",
     "sasl.password": "password",
+    "sasl.oauthbearer.client.id": "username",
+    "sasl.oauthbearer.client.secret": "password",
+    "sasl.oauthbearer.token.endpoint.url": "oauth_url",
     "ssl.ca.location": "ca_file",
+    "ssl.certificate.location": "certificate_file",
+    "ssl.key.location": "key_file",
     "ssl.key.password": "key_password",
+    "compression.type": "compression",
+    "compression.codec": "compression",
+    "message.max.bytes": "max_message_bytes",
+    "transaction.timeout.ms": None,
+    "logger": None,
 }
 
 
@@ -56,8 +73,20 @@ class Connection:
     oauth_url: str | None = None
     more: tuple[str, ...] = ()
 
-    def settings(self, **own: Any) -> dict[str, Any]:
-        """The settings of a client."""
+    def client(self, kind: Callable[[dict[str, Any]], Any], own: dict[str, Any], defaults: dict[str, Any] | None = None) -> Any:
+        """A client of the library with the settings of this connection; those of `client_config` go before the defaults."""
+        from confluent_kafka import KafkaException
+
+        try:
+            return kind((defaults or {}) | self.settings() | own)
+        except KafkaException as e:
+            said = re.sub(r"^Failed to create \w+(?: client)?: ", "", e.args[0].str())
+            told = [name for setting, name in _OURS.items() if name and setting in said and getattr(self, name, None)]
+            given = f" ({getattr(self, told[0])})" if told and told[0].endswith("_file") else ""
+            fix = "a file in PEM format that can be read here and on every worker" if given else "see CONFIGURATION.md of librdkafka"
+            raise ConfigError(Problem(f"the client cannot be made: {said}{given}", told[0] if told else "client_config", fix)) from None
+
+    def settings(self) -> dict[str, Any]:
         told: dict[str, Any] = {"bootstrap.servers": self.servers, "security.protocol": self.security, "client.id": "tiebeam"}
         told["log_level"] = 2  # what goes wrong is told by errors, not beside them
         if self.sasl is not None:
@@ -65,17 +94,19 @@ class Connection:
         if self.oauth_url is not None:
             told |= {"sasl.oauthbearer.method": "oidc", "sasl.oauthbearer.token.endpoint.url": self.oauth_url}
         oauth = self.sasl == "OAUTHBEARER"
-        secret = self.password.resolve() if self.password is not None else None
         names = {
             "sasl.oauthbearer.client.id" if oauth else "sasl.username": self.username,
-            "sasl.oauthbearer.client.secret" if oauth else "sasl.password": secret,
+            "sasl.oauthbearer.client.secret" if oauth else "sasl.password": self.password,
             "ssl.ca.location": self.ca_file,
             "ssl.certificate.location": self.certificate_file,
             "ssl.key.location": self.key_file,
-            "ssl.key.password": self.key_password.resolve() if self.key_password is not None else None,
+            "ssl.key.password": self.key_password,
         }
         told |= {name: value for name, value in names.items() if value is not None}
-        return told | dict(setting.split("=", 1) for setting in self.more) | own
+        for setting in self.more:
+            name, _, value = setting.partition("=")
+            told[name] = Secret(value) if _SECRET.search(name) else value
+        return {name: value.resolve() if isinstance(value, Secret) else value for name, value in told.items()}
 
     def problems(self) -> Iterator[Problem]:
         """What is wrong with the settings themselves."""
@@ -103,8 +134,8 @@ def _trouble_of(setting: str) -> Iterator[Problem]:
     elif name in _OURS:
         option = _OURS[name]
         yield Problem(f"{name} is set by tiebeam", "client_config", f"use the option {option}" if option else "delivery depends on it")
-    elif re.search(r"password|secret|sasl\.jaas|\.pem$", name):
-        yield Problem(f"{name} is a secret", "client_config", "give it by reference: password, key_password")
+    elif _SECRET.search(name) and value.partition(":")[0] not in ("env", "file"):
+        yield Problem(f"{name} is a secret", "client_config", f"give it by reference: {name}=env:NAME or file:PATH")
     elif trouble := _refused_by_the_library(name, value):
         yield Problem(trouble[0], "client_config", trouble[1])
 
@@ -130,10 +161,12 @@ def _refused_by_the_library(name: str, value: str) -> tuple[str, str] | None:
 def _known() -> tuple[str, ...]:
     return (
         "fetch.min.bytes", "fetch.max.bytes", "fetch.wait.max.ms", "fetch.queue.backoff.ms", "max.partition.fetch.bytes",
-        "queued.max.messages.kbytes", "queued.min.messages", "message.max.bytes", "receive.message.max.bytes", "socket.timeout.ms",
-        "socket.keepalive.enable", "linger.ms", "batch.size", "compression.type", "compression.level", "acks", "request.timeout.ms",
-        "message.timeout.ms", "transaction.timeout.ms", "queue.buffering.max.messages", "queue.buffering.max.kbytes", "client.rack",
+        "queued.max.messages.kbytes", "queued.min.messages", "receive.message.max.bytes", "socket.timeout.ms",
+        "socket.keepalive.enable", "linger.ms", "batch.size", "compression.level", "acks", "request.timeout.ms",
+        "message.timeout.ms", "queue.buffering.max.messages", "queue.buffering.max.kbytes", "client.rack",
         "metadata.max.age.ms", "reconnect.backoff.ms", "reconnect.backoff.max.ms", "broker.address.family", "check.crcs", "debug",
+        "enable.ssl.certificate.verification", "ssl.endpoint.identification.algorithm", "ssl.cipher.suites", "ssl.keystore.location",
+        "ssl.keystore.password", "ssl.ca.pem", "sasl.oauthbearer.scope", "sasl.oauthbearer.extensions", "sasl.kerberos.service.name",
     )  # fmt: skip
 
 
@@ -142,16 +175,13 @@ class Cluster:
 
     def __init__(self, connection: Connection):
         self.connection = connection
-        self.trouble: list[str] = []
+        self.trouble: list[Any] = []
         self.admin = self._client()
 
     def _client(self) -> Any:
         from confluent_kafka.admin import AdminClient
 
-        return AdminClient(self.connection.settings(error_cb=self._heard))
-
-    def _heard(self, error: Any) -> None:
-        self.trouble.append(error.str())
+        return self.connection.client(AdminClient, {"error_cb": self.trouble.append})
 
     def topics(self, secs: float = ANSWER_SECS) -> dict[str, int]:
         """The number of partitions of each topic; raises ConfigError when no broker answers.
@@ -160,22 +190,48 @@ class Cluster:
         """
         import confluent_kafka
 
-        until = time.monotonic() + secs
+        began = time.monotonic()
         while True:
             try:
-                found = self.admin.list_topics(timeout=secs).topics
+                found = self.admin.list_topics(timeout=min(secs, 1.0)).topics
             except confluent_kafka.KafkaException as e:
-                raise ConfigError(self.unreachable(e)) from None
-            if not any(topic.error and topic.error.retriable() for topic in found.values()) or time.monotonic() > until:
+                if time.monotonic() > began + (min(secs, REFUSED_SECS) if self._refused() else secs):
+                    raise ConfigError(self.unreachable(e)) from None
+                continue
+            if not any(topic.error and topic.error.retriable() for topic in found.values()) or time.monotonic() > began + secs:
                 return {name: len(topic.partitions) for name, topic in found.items() if topic.error is None}
             time.sleep(0.1)
 
+    def _refused(self) -> bool:
+        """Whether brokers were reached, and who asks was turned away."""
+        from confluent_kafka import KafkaError
+
+        self.admin.poll(0)
+        return any(error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL) or "SSL" in error.str() for error in self.trouble)
+
     def unreachable(self, error: Any) -> Problem:
         """Says why a cluster cannot be reached, as far as the library knows."""
+        from confluent_kafka import KafkaError
+
         self.admin.poll(0)
-        causes = [cause for cause in self.trouble if "brokers are down" not in cause] or [error.args[0].str()]
+        causes = [cause.str() for cause in self.trouble if cause.code() != KafkaError._ALL_BROKERS_DOWN] or [error.args[0].str()]
         said = re.sub(r"^[^ ]*://?[^ ]*: |^[^:]+:\d+/\w+: ", "", causes[0])
-        return Problem(f"no broker answers: {said}", "servers", _advice(said))
+        where, fix = _advice(said, self.connection)
+        return Problem(f"no broker answers: {said}", where, fix)
+
+    def lacking(self, topic: str, rights: Collection[str]) -> list[str]:
+        """The rights (READ, WRITE …) on a topic that this user does not have; all of them when it may not even be seen."""
+        from confluent_kafka import KafkaError, KafkaException, TopicCollection
+
+        asked = self.admin.describe_topics(TopicCollection([topic]), include_authorized_operations=True, request_timeout=PING_SECS)
+        try:
+            granted = asked[topic].result(PING_SECS + 5).authorized_operations
+        except KafkaException as e:
+            if e.args[0].code() != KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                return []  # it is not there, or does not answer: others say so
+            return list(rights)
+        names = {right.name for right in granted or ()}
+        return [right for right in rights if right not in names] if granted is not None else []
 
     def offsets(
         self, partitions: Iterable[tuple[str, int]], spec: Any, committed: bool, secs: float = ANSWER_SECS
@@ -210,37 +266,61 @@ class Cluster:
                 time.sleep(0.1)
         return found
 
-    def create(self, topic: str, partitions: int, replication: int, settings: Mapping[str, str]) -> None:
-        """Creates a topic unless it is there."""
+    def create(
+        self, topic: str, partitions: int, replication: int, settings: Mapping[str, str], option: str, only_try: bool = False
+    ) -> bool:
+        """Creates a topic unless it is there; `only_try` asks whether it could be. False when it is there."""
         from confluent_kafka import KafkaError, KafkaException
         from confluent_kafka.admin import NewTopic
 
-        made = self.admin.create_topics([NewTopic(topic, partitions, replication, config=dict(settings))], operation_timeout=ANSWER_SECS)
+        wanted = NewTopic(topic, partitions, replication, config=dict(settings))
+        made = self.admin.create_topics([wanted], operation_timeout=ANSWER_SECS, validate_only=only_try)
         try:
             made[topic].result(ANSWER_SECS + 5)
+            return True
         except KafkaException as e:
-            if e.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise ConfigError(
-                    Problem(f"the topic {topic} cannot be created: {e.args[0].str()}", "topic", "create it, or correct the settings")
-                ) from None
+            if e.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
+                return False
+            what, fix = f"the topic {topic} cannot be created: {e.args[0].str()}", "create it, or correct the settings"
+            if e.args[0].code() in DENIED:
+                what = f"there is no topic {topic} that this user may see, and no right to create it"
+                fix = "create it, or grant Create to this user"
+            raise ConfigError(Problem(what, option, fix)) from None
 
 
-def _advice(said: str) -> str:
+def denied(what: str, option: str, rights: Iterable[str]) -> Problem:
+    """Says that this user may not do something."""
+    return Problem(f"this user has no right {what}", option, f"grant {', '.join(right.capitalize() for right in rights)} to the user")
+
+
+def _advice(said: str, connection: Connection) -> tuple[str, str]:
+    """The option that is likely wrong, and what to do about it."""
     lower = said.lower()
+    if "mechanism" in lower and ("handshake" in lower or "unsupported" in lower):
+        return "sasl", "that listener does not take this mechanism: check sasl, security and the port"
+    if "oauthbearer token" in lower:
+        return "oauth_url", "check oauth_url, username (client id) and password (client secret)"
     if "authentication" in lower or "sasl" in lower:
-        return "check username, password and sasl"
+        return "password", "check username, password and sasl"
+    if "certificate could not be verified" in lower or "certificate verify failed" in lower:
+        return "ca_file", "give the certificate of the authority that signed the brokers'; a broker's must name the host given in servers"
+    if "alert" in lower and connection.certificate_file is None:
+        return "certificate_file", "the brokers ask for a certificate: give certificate_file and key_file"
+    if "alert" in lower:
+        return "certificate_file", "the brokers do not take this certificate: check certificate_file, key_file and who signed them"
     if "ssl" in lower or "certificate" in lower:
-        return "check ca_file, certificate_file and security"
+        return "security", "that listener may not speak TLS: check security and the port"
     if "resolve" in lower:
-        return "the name of the host is not known here"
-    return "check the address, and that a broker runs there and can be reached from here"
+        return "servers", "the name of the host is not known here"
+    if "refused" not in lower and any(map(_listens, connection.servers.split(","))):
+        return "security", f"something listens there that does not take security={connection.security}: check security and the port"
+    return "servers", "check the address, and that a broker runs there and can be reached from here"
 
 
-def host() -> str:
-    """The name of this machine, for names that people look at."""
-    return re.sub(r"[^\w.-]", "-", socket.gethostname())
-
-
-def transient(error: Any, what: str) -> TransientError:
-    """An error of the library as one that is tried again."""
-    return TransientError(f"{what}: {error.str() if hasattr(error, 'str') else json.dumps(str(error))}")
+def _listens(server: str) -> bool:
+    host, _, port = server.rpartition("://")[2].strip().rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True

@@ -15,7 +15,7 @@ from typing import Any
 
 from tiebeam.errors import BadFileError, ConfigError, Problem, TransientError
 from tiebeam.io._endless import EndlessSource, PartitionReader, Piece, Progress
-from tiebeam.io._kafka_client import ANSWER_SECS, Cluster, Connection
+from tiebeam.io._kafka_client import ANSWER_SECS, Cluster, Connection, denied
 from tiebeam.io._kafka_messages import MessageRows, Messages
 from tiebeam.rows import MAX_BATCH_ROWS
 
@@ -117,7 +117,8 @@ class TopicReader(PartitionReader):
         self.source = source
         self.cluster = Cluster(source.connection)
         self.trouble: list[Any] = []
-        settings: dict[str, Any] = _FETCHING | {
+        settings: dict[str, Any] = {
+            "error_cb": self.trouble.append,
             "group.id": source.group,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
@@ -125,9 +126,7 @@ class TopicReader(PartitionReader):
             "isolation.level": "read_committed" if source.committed else "read_uncommitted",
             "auto.offset.reset": source.out_of_range,
         }
-        given = {setting.partition("=")[0] for setting in source.connection.more}
-        own = {name: value for name, value in settings.items() if name not in given}
-        self.consumer = confluent_kafka.Consumer(source.connection.settings(error_cb=self.trouble.append, **own))
+        self.consumer = source.connection.client(confluent_kafka.Consumer, settings, _FETCHING)
         self.parts: dict[str, _Part] = {}
         self.told: dict[str, int] = {}
         self.several = True
@@ -254,8 +253,10 @@ class TopicReader(PartitionReader):
             raise ConfigError(Problem(f"{where} has no offset {self.parts[where].reached}: {error.str()}", "on_offset_out_of_range", fix))
         if error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION):
             raise ConfigError(Problem(f"{where} is not there any more: {error.str()}", "topics", "was the topic deleted?"))
-        if error.code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED):
-            raise ConfigError(Problem(f"no right to read {where}: {error.str()}", "topics", "grant Read and Describe to this user"))
+        if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            raise ConfigError(denied(f"to read {where}", "topics", ["READ"]))
+        if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
+            return  # what the group is told is advice
         if error.code() in (KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION, KafkaError.INVALID_MSG):
             raise BadFileError(f"{where}: a batch of messages at or behind offset {self.parts[where].reached} is damaged: {error.str()}")
         if error.fatal() or not error.retriable():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import threading
 import uuid
 import zlib
@@ -26,7 +27,7 @@ from tiebeam.dead_letters import Letters, letters_of_rows
 from tiebeam.errors import ConfigError, Problem, TransientError
 from tiebeam.io._as_text import finite_pieces, writable
 from tiebeam.io._folder import folder_at
-from tiebeam.io._kafka_client import Cluster, Connection
+from tiebeam.io._kafka_client import DENIED, PING_SECS, Cluster, Connection, denied
 from tiebeam.io._kafka_messages import MessageRows
 from tiebeam.io._kafka_reader import Topics, parted
 from tiebeam.io._publication import LostPiecesError, safe
@@ -38,11 +39,28 @@ COMMIT_SECS, RUN_SECS = 60, 900
 """How long a transaction may be open: that of a commit, and that of a whole run, for which brokers allow no more."""
 LEDGER_PARTITIONS = 16
 
+TRANSACTIONS = "tiebeam-"
+"""How transactional ids begin; the topic follows."""
+
 MESSAGES = pa.schema([("key", pa.binary()), ("value", pa.binary()), ("headers", pa.string()), ("timestamp", pa.int64())])
 
 _lock = threading.Lock()
 _ready: set[tuple[Connection, str]] = set()
 _ledgers: dict[tuple[Connection, str, int], _Ledger] = {}
+
+
+@dataclass(frozen=True)
+class _Need:
+    """A topic that is written, and made when it is missing: the option that names it, and the rights that it takes."""
+
+    option: str
+    topic: str
+    partitions: int
+    settings: dict[str, str]
+    rights: tuple[str, ...]
+
+    def creation(self, replication: int) -> tuple[str, int, int, dict[str, str], str]:
+        return self.topic, self.partitions, replication, self.settings, self.option
 
 
 @dataclass(frozen=True)
@@ -73,26 +91,57 @@ class Target:
             if (self.connection, self.topic) not in _ready:
                 cluster = Cluster(self.connection)
                 found = cluster.topics()
-                if self.topic not in found:
-                    settings = dict(setting.split("=", 1) for setting in self.topic_config)
-                    cluster.create(self.topic, self.partitions, self.replication, settings)
-                if self.staging is not None and self.ledger not in found:
-                    cluster.create(self.ledger, LEDGER_PARTITIONS, self.replication, {"cleanup.policy": "compact"})
+                for need in self._needs():
+                    if need.topic not in found:
+                        cluster.create(*need.creation(self.replication))
                 _ready.add((self.connection, self.topic))
         return self
 
-    def settings(self, **own: Any) -> dict[str, Any]:
-        return self.connection.settings(
-            **{
-                "enable.idempotence": True,
-                "compression.type": self.compression,
-                "partitioner": "murmur2_random",  # as Java's clients do it, so that keys meet
-                "message.max.bytes": self.max_message_bytes,
-                "linger.ms": 20,
-                "message.timeout.ms": SEND_SECS * 1000,
-                **own,
-            }
-        )
+    def _needs(self) -> Iterator[_Need]:
+        settings = dict(setting.split("=", 1) for setting in self.topic_config)
+        yield _Need("topic", self.topic, self.partitions, settings, ("WRITE",))
+        if self.staging is not None:
+            yield _Need("ledger", self.ledger, LEDGER_PARTITIONS, {"cleanup.policy": "compact"}, ("READ", "WRITE"))
+
+    def ping(self) -> None:
+        """Asks for every right that writing takes; raises ConfigError. No message is sent, but a transactional id is claimed."""
+        cluster = Cluster(self.connection)
+        found = cluster.topics(PING_SECS)
+        problems = []
+        for need in self._needs():
+            if need.topic not in found and cluster.create(*need.creation(self.replication), only_try=True):
+                continue
+            if lacking := cluster.lacking(need.topic, need.rights):
+                problems.append(denied(f"to {' and '.join(lacking).lower()} {need.topic}", need.option, lacking))
+        if problems:
+            raise ConfigError(*problems)
+        if self.staging is not None:
+            quiet = logging.Logger("quiet", logging.CRITICAL + 1)
+            self.claim(self.producer(**{"transactional.id": f"{TRANSACTIONS}{self.topic}-ping", "logger": quiet}))
+
+    def claim(self, producer: Any) -> None:
+        """Fences whoever else has a producer of this transactional id."""
+        import confluent_kafka
+
+        try:
+            producer.init_transactions(SEND_SECS)
+        except confluent_kafka.KafkaException as e:
+            if e.args[0].code() in DENIED:
+                what = f"to use transactional ids that begin with {TRANSACTIONS}{self.topic}-"
+                raise ConfigError(denied(what, "delivery", ["Write on these", "or use delivery=at_least_once"])) from None
+            raise
+
+    def producer(self, **own: Any) -> Any:
+        """A producer with the settings of this target."""
+        import confluent_kafka
+
+        defaults = {
+            "partitioner": "murmur2_random",  # as Java's clients do it, so that keys meet
+            "linger.ms": 20,
+            "message.timeout.ms": SEND_SECS * 1000,
+        }
+        fixed = {"enable.idempotence": True, "compression.type": self.compression, "message.max.bytes": self.max_message_bytes}
+        return self.connection.client(confluent_kafka.Producer, fixed | own, defaults)
 
     def messages(self, rows: RowBatch) -> Iterator[RowBatch | Letters]:
         """Rows as messages (`MESSAGES`), and those that are too large for one."""
@@ -157,11 +206,9 @@ class Sending:
     """A producer, and the first error that one of its messages met."""
 
     def __init__(self, target: Target, **own: Any):
-        import confluent_kafka
-
         self.target = target
         self.error: Any = None
-        self.producer = confluent_kafka.Producer(target.settings(**own))
+        self.producer = target.producer(**own)
 
     def send(self, messages: RowBatch) -> None:
         columns = [messages.column(name).to_pylist() for name in MESSAGES.names]
@@ -190,6 +237,8 @@ class Sending:
             raise TransientError(f"{left} messages to {self.target.topic} did not arrive within {SEND_SECS} s")
 
     def check(self) -> None:
+        if self.error is not None and self.error.code() in DENIED:
+            raise ConfigError(denied(f"to write {self.target.topic}", "topic", ["WRITE"]))
         if self.error is not None:
             raise TransientError(f"messages to {self.target.topic} were not taken: {self.error.str()}")
 
@@ -262,7 +311,7 @@ def publish(target: Target, run_id: str, staged: list[Staged]) -> bool:
     target.prepared()
     sending = Sending(target, **_transaction(target, run_id))
     try:
-        sending.producer.init_transactions(SEND_SECS)  # fences whoever else publishes for this writer
+        target.claim(sending.producer)
         if is_published(target, run_id):
             discard(target, run_id)
             return False
@@ -287,7 +336,7 @@ def publish(target: Target, run_id: str, staged: list[Staged]) -> bool:
 def _transaction(target: Target, run_id: str) -> dict[str, Any]:
     secs = RUN_SECS if writer_of(run_id) is None else COMMIT_SECS
     return {
-        "transactional.id": f"tiebeam-{target.topic}-{writer_of(run_id) or run_id}",
+        "transactional.id": f"{TRANSACTIONS}{target.topic}-{writer_of(run_id) or run_id}",
         "transaction.timeout.ms": secs * 1000,
         "message.timeout.ms": min(secs, SEND_SECS) * 1000,
     }
@@ -364,9 +413,12 @@ class _Ledger:
             if name in self.names:
                 return True
             whole = f"{self.target.ledger}/{self.partition}"
+            cluster = Cluster(self.target.connection)
             try:
-                end = Cluster(self.target.connection).offsets([parted(whole)], OffsetSpec.latest(), committed=False)[parted(whole)]
+                end = cluster.offsets([parted(whole)], OffsetSpec.latest(), committed=False)[parted(whole)]
             except KafkaException as e:
+                if lacking := cluster.lacking(self.target.ledger, ("READ", "WRITE")):
+                    raise ConfigError(denied(f"to read and write {self.target.ledger}", "ledger", lacking)) from None
                 raise TransientError(f"the ledger {self.target.ledger} does not answer: {e.args[0].str()}") from None
             rows = MessageRows(self.target.step, format="raw", metadata=("key",), key_format="bytes")
             source = Topics(

@@ -25,7 +25,7 @@ from tiebeam.io import _kafka_writer
 from tiebeam.io._endless import ReadEndless
 from tiebeam.io._event_time import UNIX
 from tiebeam.io._json_shown import shown_schema
-from tiebeam.io._kafka_client import Cluster, Connection
+from tiebeam.io._kafka_client import ANSWER_SECS, DENIED, PING_SECS, Cluster, Connection, denied
 from tiebeam.io._kafka_messages import METADATA, MessageRows
 from tiebeam.io._kafka_reader import Topics, parted, partitions_of
 from tiebeam.io._kafka_writer import DirectWriter, StagingWriter, Target
@@ -158,18 +158,25 @@ class ReadFromKafka(Source):
     # ---- what a Source does
 
     def ping(self) -> None:
-        found = Cluster(self.connection).topics()
-        problems = []
-        for topic in self.topics:
-            if not partitions_of(found, [topic]):
-                near = difflib.get_close_matches(topic.lstrip("^"), found, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(found)[:10]) or 'none'}"
-                problems.append(Problem(f"no topic {'matches' if topic.startswith('^') else 'is called'} {topic!r}", "topics", hint))
+        cluster = Cluster(self.connection)
+        found = cluster.topics(PING_SECS)
+        problems = [self._absent(cluster, topic, found) for topic in self.topics if not partitions_of(found, [topic])]
         for topic, number in map(parted, self.partitions):
             if found.get(topic, 0) <= number:
                 problems.append(Problem(f"there is no partition {topic}/{number}", "partitions", f"{topic} has {found.get(topic, 0)}"))
+        names = self.partitions or partitions_of(found, self.topics)
+        present = sorted({topic for topic, _ in map(parted, names)} & set(found))
+        problems += [denied(f"to read {topic}", "topics", lacking) for topic in present if (lacking := cluster.lacking(topic, ["READ"]))]
         if problems:
             raise ConfigError(*problems)
+
+    @staticmethod
+    def _absent(cluster: Cluster, topic: str, found: dict[str, int]) -> Problem:
+        if not topic.startswith("^") and cluster.lacking(topic, ["DESCRIBE"]):
+            return denied(f"to see a topic {topic}", "topics", ["Describe", "Read"])
+        near = difflib.get_close_matches(topic.lstrip("^"), found, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(sorted(found)[:10]) or 'none that this user may see'}"
+        return Problem(f"no topic {'matches' if topic.startswith('^') else 'is called'} {topic!r}", "topics", hint)
 
     def with_types(self, schema: pa.Schema) -> ReadFromKafka:
         """A copy that reads the columns named in a schema as the types given there; types of others are found out as before."""
@@ -236,7 +243,7 @@ class ReadFromKafka(Source):
             told = (part.strip().rpartition(":") for part in place.split(","))
             return {name: int(offset) for name, _, offset in told}
         if place == "committed":
-            return _committed(self.connection, self.group, names)
+            return _committed(cluster, self.group, names)
         spec = OffsetSpec.latest() if place == "latest" else OffsetSpec.for_timestamp(_moment(place) or 0)
         committed = self.isolation == "read_committed"
         found = cluster.offsets(map(parted, names), spec, committed)
@@ -374,7 +381,7 @@ class WriteToKafka(Sink):
         return self.target.location
 
     def ping(self) -> None:
-        Cluster(self.target.connection).topics()
+        self.target.ping()
 
     def writer(self, run_id: str) -> Writer:
         return StagingWriter(self.target, run_id) if self.delivery == "exactly_once" else DirectWriter(self.target)
@@ -410,17 +417,17 @@ def _moment(text: str) -> int | None:
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
-def _committed(connection: Connection, group: str, names: Sequence[str]) -> dict[str, int]:
-    import confluent_kafka
+def _committed(cluster: Cluster, group: str, names: Sequence[str]) -> dict[str, int]:
+    from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicPartition
 
-    consumer = confluent_kafka.Consumer(connection.settings(**{"group.id": group}))
+    asked = ConsumerGroupTopicPartitions(group, [TopicPartition(*parted(name)) for name in names])
     try:
-        found = consumer.committed([confluent_kafka.TopicPartition(*parted(name)) for name in names], timeout=15)
-    except confluent_kafka.KafkaException as e:
+        found = cluster.admin.list_consumer_group_offsets([asked], request_timeout=ANSWER_SECS)[group].result(ANSWER_SECS + 5)
+    except KafkaException as e:
+        if e.args[0].code() in DENIED:
+            raise ConfigError(denied(f"to see the offsets of the group {group}", "group", ["READ"])) from None
         raise ConfigError(Problem(f"the offsets of group {group} cannot be had: {e.args[0].str()}", "group")) from None
-    finally:
-        consumer.close()
-    return {f"{place.topic}/{place.partition}": place.offset for place in found if place.offset >= 0}
+    return {f"{place.topic}/{place.partition}": place.offset for place in found.topic_partitions if place.offset >= 0}
 
 
 def _connection(of: Any) -> Connection:

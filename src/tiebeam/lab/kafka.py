@@ -20,7 +20,7 @@ from tiebeam.lab._machine import FETCH_SECS, Leashed, answers, cached, dependenc
 
 ENV = "KAFKA"
 VERSION = "4.4.0"
-START_SECS = 60
+START_SECS = 180
 
 _FIX = f"set {ENV} to HOST:PORT of a broker that runs, or install what is missing: Java 17 and Maven"
 _NAME = f"kafka-{VERSION}"
@@ -35,31 +35,37 @@ class Kafka:
     runs: bool = False
 
     @contextmanager
-    def cluster(self, folder: Path, brokers: int = 1, settings: Mapping[str, str] | None = None) -> Iterator[Cluster]:
+    def cluster(
+        self, folder: Path, brokers: int = 1, settings: Mapping[str, str] | None = None, listeners: Mapping[str, str] | None = None
+    ) -> Iterator[Cluster]:
         """Brokers that keep their data in a folder and end with the block; the running ones, when an address was given."""
         if self.runs:
             yield Cluster([self.path])
             return
-        cluster = self.start(folder, brokers, settings)
+        cluster = self.start(folder, brokers, settings, listeners)
         try:
             yield cluster
         finally:
             cluster.stop()
 
-    def start(self, folder: Path, brokers: int = 1, settings: Mapping[str, str] | None = None) -> Cluster:
-        """Starts brokers; who starts them has to stop them."""
-        ports = free_ports(2 * brokers)
-        voters = ",".join(f"{n + 1}@127.0.0.1:{ports[brokers + n]}" for n in range(brokers))
-        clients = [f"127.0.0.1:{port}" for port in ports[:brokers]]
+    def start(
+        self, folder: Path, brokers: int = 1, settings: Mapping[str, str] | None = None, listeners: Mapping[str, str] | None = None
+    ) -> Cluster:
+        """Starts brokers; who starts them has to stop them. `listeners` are more ways in, each with its security protocol (SSL …)."""
+        doors = {"PLAINTEXT": "PLAINTEXT", "CONTROLLER": "PLAINTEXT", **(listeners or {})}
+        ports = iter(free_ports(len(doors) * brokers))
+        nodes = [{name: f"127.0.0.1:{next(ports)}" for name in doors} for _ in range(brokers)]
+        voters = ",".join(f"{n}@{node['CONTROLLER']}" for n, node in enumerate(nodes, 1))
         name = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         made = []
-        for n in range(brokers):
-            home = folder / f"broker{n + 1}"
+        for n, node in enumerate(nodes, 1):
+            home = folder / f"broker{n}"
             home.mkdir(parents=True, exist_ok=True)
-            told = _properties(n + 1, home, clients[n], f"127.0.0.1:{ports[brokers + n]}", voters, brokers, settings or {})
-            (home / "server.properties").write_text(told)
-            made.append(Broker(self.path, home, clients[n]))
-        cluster = Cluster(clients, made)
+            told = {**_properties(n, home, voters, brokers), **_listening(node, doors), **(settings or {})}
+            (home / "server.properties").write_text("".join(f"{name}={value}\n" for name, value in told.items()))
+            made.append(Broker(self.path, home, node["PLAINTEXT"]))
+        others = {name: ",".join(node[name] for node in nodes) for name in listeners or {}}
+        cluster = Cluster([node["PLAINTEXT"] for node in nodes], made, others)
         try:
             for broker in made:
                 if not (broker.home / "data" / "meta.properties").exists():
@@ -122,6 +128,8 @@ class Cluster:
 
     addresses: list[str]
     brokers: list[Broker] = field(default_factory=list)
+    listeners: dict[str, str] = field(default_factory=dict)
+    """What a client is given to come in another way than without security."""
 
     @property
     def servers(self) -> str:
@@ -164,15 +172,21 @@ def _quiet_log(home: Path) -> Path:
     return file
 
 
-def _properties(node: int, home: Path, client: str, controller: str, voters: str, brokers: int, settings: Mapping[str, str]) -> str:
+def _listening(node: Mapping[str, str], doors: Mapping[str, str]) -> dict[str, str]:
+    return {
+        "listeners": ",".join(f"{name}://{address}" for name, address in node.items()),
+        "advertised.listeners": ",".join(f"{name}://{address}" for name, address in node.items() if name != "CONTROLLER"),
+        "listener.security.protocol.map": ",".join(f"{name}:{protocol}" for name, protocol in doors.items()),
+        "controller.listener.names": "CONTROLLER",
+    }
+
+
+def _properties(node: int, home: Path, voters: str, brokers: int) -> dict[str, str]:
     copies = str(min(brokers, 3))
-    told = {
+    return {
         "process.roles": "broker,controller",
         "node.id": str(node),
         "controller.quorum.voters": voters,
-        "listeners": f"PLAINTEXT://{client},CONTROLLER://{controller}",
-        "advertised.listeners": f"PLAINTEXT://{client}",
-        "controller.listener.names": "CONTROLLER",
         "log.dirs": str(home / "data"),
         "offsets.topic.replication.factor": copies,
         "transaction.state.log.replication.factor": copies,
@@ -185,6 +199,4 @@ def _properties(node: int, home: Path, client: str, controller: str, voters: str
         "broker.session.timeout.ms": "2000",  # a broker that was killed may come back after this
         "broker.heartbeat.interval.ms": "500",
         "auto.create.topics.enable": "false",
-        **settings,
     }
-    return "".join(f"{name}={value}\n" for name, value in told.items())
