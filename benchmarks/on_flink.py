@@ -92,7 +92,7 @@ CONTENDERS: dict[str, Callable[[Any, str, str], None]] = {f.__name__: f for f in
 VISIBLE = {
     "tiebeam": "SELECT window_start, total FROM '{}/*.parquet'",
     "beam_rows": "SELECT window_start, total FROM '{}/*.parquet'",
-    "pyflink": "SELECT make_timestamp(window_start * 1000) window_start, total FROM read_csv('{}/*/*', names=['window_start', 'c', 'k', 'total'])",
+    "pyflink": "SELECT make_timestamp(start * 1000) window_start, total FROM read_csv('{}/*/*', names=['start', 'c', 'k', 'total'])",
     "flink_sql": "SELECT window_start, total FROM read_csv('{}/*', names=['window_start', 'c', 'k', 'total'])",
 }
 

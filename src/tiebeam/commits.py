@@ -71,8 +71,13 @@ class Commit(beam.PTransform):
         outputs = sharded | "Stage" >> stage.with_outputs(REJECTED, main="rows")
         outputs.rows.element_type = beam.typehints.Tuple[int, RowBatch]
         staged = self.route(outputs)
-        _ = staged | "Publish" >> beam.ParDo(_PublishFn(self.step, self.sink)).with_output_types(int)
+        names = staged | "Name" >> beam.Map(_as_it_is).with_output_types(tuple[int, RowBatch])  # Publish has an input of its own
+        _ = names | "Publish" >> beam.ParDo(_PublishFn(self.step, self.sink)).with_output_types(int)
         return staged | "Reports" >> beam.Values().with_output_types(RowBatch)
+
+
+def _as_it_is(element: Any) -> Any:
+    return element
 
 
 class _ShardFn(beam.DoFn):

@@ -1,5 +1,6 @@
 """Paths gs://: what preconditions promise, who wins a race, what a death on the way leaves, and what is told before a run."""
 
+import contextlib
 import json
 import os
 import subprocess
