@@ -269,7 +269,7 @@ def client() -> Any:
 def _new_client() -> Any:
     try:
         from google.auth.exceptions import DefaultCredentialsError
-        from google.cloud import storage
+        from google.cloud.storage import Client
     except ImportError as e:
         raise ConfigError(Problem("Cloud Storage needs google-cloud-storage", "gs://", "pip install 'tiebeam[gcp]'")) from e
     options = FileSystems._pipeline_options
@@ -278,9 +278,9 @@ def _new_client() -> Any:
 
         return create_storage_client(options)
     try:
-        return storage.Client(project="none")
+        return Client(project="none")
     except DefaultCredentialsError:  # what is public can be read nevertheless
-        return storage.Client.create_anonymous_client()
+        return Client.create_anonymous_client()
 
 
 def forget_client() -> None:

@@ -161,9 +161,8 @@ class ReadEndless(beam.PTransform):
     def expand(self, pbegin: Any) -> beam.PCollection:
         if self.source.bounded:
             partitions = pbegin | "Source" >> beam.Create([self.source]) | "Partitions" >> beam.FlatMap(_partitions).with_output_types(str)
-            return apply_batches(
-                partitions | "Spread" >> beam.Reshuffle(), "Read", _ReadToEndFn(self.step or self.label, self.source, self.counted)
-            )
+            to_end = _ReadToEndFn(self.step or self.label, self.source, self.counted)
+            return apply_batches(partitions | "Spread" >> beam.Reshuffle(), "Read", to_end)
         runner = type(pbegin.pipeline.runner).__name__
         DRAIN.clear()
         if problems := list(self._problems(runner, pbegin.pipeline.options)):

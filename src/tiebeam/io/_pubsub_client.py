@@ -20,15 +20,9 @@ EMULATOR = "PUBSUB_EMULATOR_HOST"
 SUBSCRIPTION = re.compile(r"projects/[^/]+/subscriptions/[A-Za-z][\w.~+%-]{2,254}")
 TOPIC = re.compile(r"projects/[^/]+/topics/[A-Za-z][\w.~+%-]{2,254}")
 _FOR_NOW = {
-    "Aborted",
-    "DeadlineExceeded",
-    "InternalServerError",
-    "ResourceExhausted",
-    "RetryError",
-    "ServiceUnavailable",
-    "TooManyRequests",
+    "Aborted", "DeadlineExceeded", "InternalServerError", "ResourceExhausted", "RetryError", "ServiceUnavailable", "TooManyRequests",
     "Unknown",
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

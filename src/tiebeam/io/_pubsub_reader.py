@@ -154,7 +154,7 @@ class Leases:
         try:
             self.client.acknowledge(subscription=self.name, ack_ids=ids, timeout=PULL_SECS, retry=None)
         except GoogleAPIError as e:
-            answers = getattr(e, "error_info", None) and getattr(e.error_info, "metadata", None)  # exactly-once: an answer for each
+            answers = getattr(e, "metadata", None)  # exactly-once: an answer for each
             if answers:
                 again = {one for one in ids if answers.get(one, "").startswith("TRANSIENT")}
             elif is_for_now(e):
@@ -257,7 +257,8 @@ class SubscriptionReader(PartitionReader):
             self._raise()
             if not self._waiting:
                 return None
-            taken, size = [], 0
+            taken: list[Any] = []
+            size = 0
             while self._waiting and len(taken) < MAX_BATCH_ROWS and size < BLOCK_BYTES:
                 taken.append(self._waiting.popleft())
                 size += len(taken[-1].message.data)

@@ -90,16 +90,14 @@ class ReadFromPubSub(Source):
     )
     event_time: str | None = option(None, help="The column that holds when each row happened; default: when it was published", example="at")
     event_time_attribute: str | None = option(None, help="The attribute that holds when each row happened", example="at")
-    event_time_format: str = option(
-        "iso", help="How event times are written: iso, unix_secs, unix_millis, unix_micros or a strptime format"
-    )
+    event_time_format: str = option("iso", help="How event times are written: iso, unix_secs, unix_millis, unix_micros or strptime's")
     event_time_zone: str = option("UTC", help="The zone of event times that name none", example="Europe/Paris")
     disorder_secs: float = option(10.0, help="How much earlier than the latest row so far one may be", unit="seconds", low=0)
     lag_secs: float = option(5.0, help="How much earlier than now a row may be when it comes after a silence", unit="seconds", low=0)
     readers: int = option(2, help="How many workers pull side by side, where the runner has several", low=1, high=100)
     deadline_secs: int = option(
         60,
-        help="How long after a worker's death its messages are delivered again; extended while it lives",
+        help="After so long the messages of a dead worker are delivered again",
         unit="seconds",
         low=10,
         high=600,
@@ -107,7 +105,7 @@ class ReadFromPubSub(Source):
     poll_secs: float = option(1.0, help="How long an idle reader waits until it looks again; whole seconds on Flink", unit="seconds", low=0)
     pubsub_endpoint: str | None = option(
         None,
-        help="HOST:PORT of an emulator, or a regional endpoint; default: PUBSUB_EMULATOR_HOST, else Google's",
+        help="HOST:PORT of an emulator or a region; default: PUBSUB_EMULATOR_HOST, else Google's",
         example="localhost:8085",
     )
     credentials: Secret | None = option(
@@ -180,7 +178,7 @@ class ReadFromPubSub(Source):
         return typed
 
     def sample(self, rows: int) -> RowBatch | None:
-        parts = [p for p in self._peeked(min(rows, SAMPLED_MESSAGES))]
+        parts = self._peeked(min(rows, SAMPLED_MESSAGES))
         found = [r for messages in parts for r in self._rows().parse(messages) if isinstance(r, RowBatch)]
         return concat(found).slice(0, rows) if found else None
 
@@ -230,9 +228,7 @@ class ReadFromPubSub(Source):
             what = f"with `until`, messages are acknowledged by the process that has published, and on {runner} others have read them"
             return Problem(what, "until", "read without end there, or run this job with --runner=FnApiRunner or Prism")
         if options.get("direct_running_mode") not in (None, "in_memory") or options.get("direct_runner_bundle_repeat"):
-            return Problem(
-                "bundles run in other processes, or again, and messages are there once", "--direct_running_mode", "use in_memory"
-            )
+            return Problem("bundles run elsewhere, or again, and messages are there once", "--direct_running_mode", "use in_memory")
         return None
 
     def _time(self, column: str | None) -> EventTime | None:
@@ -342,12 +338,10 @@ class WriteToPubSub(Sink):
     format: str = option("json", help="What messages hold", choices=("json", "raw"))
     attributes: tuple[str, ...] = option((), help="Columns that become attributes", example="country,trace")
     ordering_key: str | None = option(None, help="Column whose text is the ordering key", example="shop")
-    id_column: str | None = option(
-        None, help="Column whose text is the row_id; default: a name of its own for each row", example="order_id"
-    )
+    id_column: str | None = option(None, help="Column whose text is the row_id; default: one is made for each row", example="order_id")
     pubsub_endpoint: str | None = option(
         None,
-        help="HOST:PORT of an emulator, or a regional endpoint; default: PUBSUB_EMULATOR_HOST, else Google's",
+        help="HOST:PORT of an emulator or a region; default: PUBSUB_EMULATOR_HOST, else Google's",
         example="localhost:8085",
     )
     credentials: Secret | None = option(
@@ -366,9 +360,7 @@ class WriteToPubSub(Sink):
             yield Problem("no folder given", "staging", "a folder that every worker sees")
         for name in self.attributes:
             if name.startswith("goog") or name == _pubsub_writer.ROW_ID or len(name.encode()) > 256:
-                yield Problem(
-                    f"{name!r} cannot be the name of an attribute", "attributes", "other than row_id and goog…, of 256 bytes at most"
-                )
+                yield Problem(f"{name!r} cannot be the name of an attribute", "attributes", "not row_id or goog…, at most 256 bytes")
 
     @property
     def key(self) -> tuple[str, ...]:
