@@ -68,6 +68,9 @@ OUTSIDE_LATE: dict[str, set[str]] = {
     "lab": CORE | {"google", "grpc"},  # what starts a worker of Beam speaks its protocol
 }
 
+# Packages that several systems share: a compression, Google's errors and credentials, a protocol.
+SHARED_IN_IO = {"zstandard", "google.api_core", "google.auth", "google.oauth2", "google.protobuf", "grpc"}
+
 FORBIDDEN_NAMES = {"util", "utils", "common", "helper", "helpers", "base", "manager", "misc"}
 
 MAX_LINES = {"io": 500, "transforms": 300, "pipelines": 200, "templates": 300, "lab": 350}

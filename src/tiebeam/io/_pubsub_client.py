@@ -43,9 +43,12 @@ class Connection:
         return self.endpoint is not None and not self.endpoint.partition(":")[0].endswith(".googleapis.com")
 
     def subscriber(self) -> Any:
+        import warnings
+
         from google.pubsub_v1.services.subscriber import SubscriberClient
         from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 
+        warnings.filterwarnings("ignore", "The return_immediately flag")  # a call that does not wait tells whether anybody answers
         return SubscriberClient(transport=SubscriberGrpcTransport(**self._transport(SubscriberGrpcTransport)))
 
     def publisher(self) -> Any:

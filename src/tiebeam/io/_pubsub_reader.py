@@ -35,7 +35,7 @@ BUFFERED_BYTES = 64 << 20
 FILL_SECS = 0.05
 QUIET_SECS = 1.0
 CALL_IDS = 1000
-PATIENCE_SECS = 300.0
+BOUNDED_PATIENCE_SECS, PATIENCE_SECS = 60.0, 300.0
 LATER_MESSAGES = 50_000
 
 
@@ -289,7 +289,8 @@ class SubscriptionReader(PartitionReader):
     def _raise(self) -> None:
         if isinstance(self._trouble, ConfigError):
             raise self._trouble
-        if self._trouble is not None and (self.source.bounded or time.monotonic() > self._well + PATIENCE_SECS):
+        patience = BOUNDED_PATIENCE_SECS if self.source.bounded else PATIENCE_SECS
+        if self._trouble is not None and time.monotonic() > self._well + patience:
             raise TransientError(str(self._trouble))
 
     # ---- the threads
