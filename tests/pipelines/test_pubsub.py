@@ -50,7 +50,7 @@ class Sender:
     @contextmanager
     def sending(self):
         def run():
-            while not self.over.wait(0.1):
+            while not self.over.wait(0.4):
                 self.send(20)
 
         thread = threading.Thread(target=run, daemon=True)
@@ -61,10 +61,11 @@ class Sender:
             self.over.set()
             thread.join(60)
 
-    def left(self, secs: float) -> list[Any]:
+    def left(self, secs: float, wanted: int | None = None) -> list[Any]:
+        """What the subscription still delivers within so long, or until so many are there."""
         found: dict[str, Any] = {}
         until = time.monotonic() + secs
-        while time.monotonic() < until:
+        while time.monotonic() < until and (wanted is None or len(found) < wanted):
             asked = {"subscription": self.subscription, "max_messages": 1000, "return_immediately": True}
             for received in self.subscriber.pull(request=asked, timeout=20).received_messages:
                 found.setdefault(received.message.message_id, received.message)
@@ -95,7 +96,7 @@ def start(argv: list[str], folder: Path) -> subprocess.Popen:
     )
 
 
-def await_(there, process: subprocess.Popen, secs: float = 300) -> None:
+def await_(there, process: subprocess.Popen, secs: float = 500) -> None:
     until = time.monotonic() + secs
     while not there():
         assert process.poll() is None, process.communicate()[1]
@@ -105,7 +106,7 @@ def await_(there, process: subprocess.Popen, secs: float = 300) -> None:
 
 def drained(process: subprocess.Popen) -> dict[str, Any]:
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
     assert "draining" in err
     return json.loads(out)
@@ -146,7 +147,7 @@ def test_a_job_that_is_drained_leaves_in_the_subscription_what_it_has_not_read(s
     published = [n for n, _ in in_parquet(tmp_path)]
     assert told["read"] == told["accepted"] + told["rejected"]
     assert len(published) == len(set(published)) == told["accepted"]
-    left = sender.left(14)
+    left = sender.left(240, wanted=len(sender.sent) + len(sender.broken) - told["read"])
     ids = [json.loads(m.data)["id"] for m in left if m.data.endswith(b"}")]
     assert sorted(published + ids) == sender.sent, "each is published, or left for the next"
     kept = [line for file in (tmp_path / "out.rejected").glob("*.jsonl") for line in file.read_text().splitlines()]
