@@ -115,14 +115,16 @@ def told(error: Exception, what: str, where: str) -> ConfigError | TransientErro
     return TransientError(f"Pub/Sub does not answer for {what}: {said}")
 
 
-def ask(what: str, where: str, call: Any, *given: Any, **named: Any) -> Any:
-    """Calls the service before anything moves: every trouble is a ConfigError, and silence ends soon."""
+def ask(what: str, where: str, call: Any, *, unless: str = "", **named: Any) -> Any:
+    """Calls the service before anything moves: every trouble is a ConfigError, but one that is expected, and silence ends soon."""
     from google.api_core.exceptions import GoogleAPIError
     from google.auth.exceptions import GoogleAuthError
 
     try:
-        return call(*given, timeout=ANSWER_SECS, retry=None, **named)
+        return call(timeout=ANSWER_SECS, retry=None, **named)
     except (GoogleAPIError, GoogleAuthError) as e:
+        if type(e).__name__ == unless:
+            return None
         trouble = told(e, what, where)
         if isinstance(trouble, ConfigError):
             raise trouble from None

@@ -145,7 +145,7 @@ def first_ones(batch: RowBatch, seen: list[RowBatch]) -> RowBatch:
 
 def _compacted(blocks: list[RowBatch], since: float) -> list[RowBatch]:
     table = pa.Table.from_batches(blocks).filter(pc.field("at") >= int(since)).sort_by("at").combine_chunks()
-    return table.to_batches()
+    return [block for block in table.to_batches() if block.num_rows]
 
 
 @dataclass(frozen=True)

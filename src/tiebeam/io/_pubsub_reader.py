@@ -273,6 +273,8 @@ class SubscriptionReader(PartitionReader):
 
     def progress(self, partition: str) -> Progress:
         with self._lock:
+            if DRAIN.is_set() and not self.source.bounded:
+                self._over = True  # what is still in the subscription stays there
             if self._waiting or self._trouble:
                 return Progress.BEHIND
             if self._over:
@@ -283,8 +285,7 @@ class SubscriptionReader(PartitionReader):
             if self.source.bounded:
                 self._over = bool(quiet) or len(self.later) > LATER_MESSAGES
                 return Progress.FINISHED if self._over else Progress.BEHIND
-            self._over = DRAIN.is_set()  # what is still in the subscription stays there
-            return Progress.CAUGHT_UP if quiet or self._over else Progress.BEHIND
+            return Progress.CAUGHT_UP if quiet else Progress.BEHIND
 
     def _raise(self) -> None:
         if isinstance(self._trouble, ConfigError):

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from tiebeam.connectors import Sink, Source
 from tiebeam.dead_letters import Letters
-from tiebeam.errors import ConfigError, Problem
+from tiebeam.errors import ConfigError, Problem, TransientError
 from tiebeam.io import _pubsub_writer
 from tiebeam.io._avro_schema import arrow_schema
 from tiebeam.io._endless import ReadEndless
@@ -156,17 +156,23 @@ class ReadFromPubSub(Source):
     # ---- what a Source does
 
     def ping(self) -> None:
-        """Also tries the right to read: a deadline of no message is extended, which takes that right and changes nothing."""
+        """Also tries the right to read: the deadline of a message that is none is extended, which changes nothing."""
         needed()
-        client = self.connection.subscriber()
         what = f"the subscription {self.subscription}"
-        found = ask(what, "subscription", client.get_subscription, subscription=self.subscription)
-        if found.push_config.push_endpoint or found.bigquery_config.table or found.cloud_storage_config.bucket:
+        tried = functools.partial(self.connection.subscriber().modify_ack_deadline, ack_ids=["none"], ack_deadline_seconds=10)
+        ask(what, "subscription", tried, unless="InvalidArgument", subscription=self.subscription)
+        found = self._about()
+        if found is not None and (found.push_config.push_endpoint or found.bigquery_config.table or found.cloud_storage_config.bucket):
             raise ConfigError(Problem(f"{what} delivers by itself", "subscription", "make a pull subscription to the same topic"))
-        if found.detached or found.topic == "_deleted-topic_":
+        if found is not None and (found.detached or found.topic == "_deleted-topic_"):
             raise ConfigError(Problem(f"{what} has no topic any more", "subscription", "make a subscription to a topic that is there"))
         if self.format == "avro" and self.avro_schema is None:
             self._avro_text()
+
+    def _about(self) -> Any:
+        """What the service says of the subscription; None where it says nothing to a mere subscriber."""
+        call = self.connection.subscriber().get_subscription
+        return ask(f"the subscription {self.subscription}", "subscription", call, unless="PermissionDenied", subscription=self.subscription)
 
     def with_types(self, schema: pa.Schema) -> ReadFromPubSub:
         """A copy that reads the columns named in a schema as the types given there; types of others are found out as before."""
@@ -197,8 +203,8 @@ class ReadFromPubSub(Source):
     def settle(self) -> None:
         source = self.source()
         if left := leases_of(source).settle(SETTLE_SECS):
-            what = f"all is published, but {left} messages could not be acknowledged and will be delivered again"
-            raise ConfigError(Problem(what, self.subscription, "a reader with id_attribute, or a key at the sink, knows them"))
+            what = f"all is published, but {left} messages of {self.subscription} could not be acknowledged, and will be delivered again"
+            raise TransientError(what)
 
     def decode(self, originals: list[bytes], positions: list[str | None], step: str) -> Iterable[RowBatch | Letters]:
         return self._rows().decode(originals, positions, step)
@@ -258,9 +264,8 @@ class ReadFromPubSub(Source):
         return self._avro
 
     def _topics_avro(self, *, binary: bool) -> str | None:
-        client = self.connection.subscriber()
-        found = ask(f"the subscription {self.subscription}", "subscription", client.get_subscription, subscription=self.subscription)
-        schema = schema_of(self.connection, found.topic)
+        found = self._about()
+        schema = schema_of(self.connection, found.topic) if found is not None else None
         return schema.definition if schema and schema.kind == "AVRO" and schema.binary is binary else None
 
     def _shown(self) -> pa.Schema:
@@ -385,7 +390,8 @@ class WriteToPubSub(Sink):
 
     def ping(self) -> None:
         needed()
-        ask(f"the topic {self.topic}", "topic", self.connection.publisher().get_topic, topic=self.topic)
+        tried = functools.partial(self.connection.publisher().publish, messages=[])
+        ask(f"the topic {self.topic}", "topic", tried, unless="InvalidArgument", topic=self.topic)
         if trouble := _pubsub_writer.trouble(self.target):
             raise ConfigError(Problem(trouble, self.staging, "choose a folder that this user can write to"))
 
