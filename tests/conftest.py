@@ -60,3 +60,10 @@ def gcs(gcs_server, monkeypatch):
     forget_client()
     yield gcs_server
     forget_client()
+
+
+@pytest.fixture(scope="session")
+def pubsub(tmp_path_factory):
+    """Google's Pub/Sub emulator, for the whole session."""
+    with services.obtain("pubsub").server(tmp_path_factory.mktemp("pubsub")) as server:
+        yield server

@@ -59,6 +59,9 @@ class Source(Declared, beam.PTransform):
         """Names the present content of what is read, so that the same job on the same content is recognised; None: unknown."""
         return None
 
+    def settle(self) -> None:
+        """Told that all that was read is published, by the process that ran the job to its end: what waits for that is acknowledged."""
+
     def decode(self, originals: list[bytes], positions: list[str | None], step: str) -> Iterable[RowBatch | Letters]:
         """Parses dead letters of one of `formats` again, exactly as `read` parses the same bytes in their place."""
         raise NotImplementedError

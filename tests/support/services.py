@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tiebeam.errors import ConfigError
-from tiebeam.lab import flink, gcs, kafka, prism, spark
+from tiebeam.lab import flink, gcs, kafka, prism, pubsub, spark
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Service:
 
 
 SERVICES = {
+    "pubsub": Service(pubsub.obtain, pubsub.find, needed_in_ci="everything that is said of Pub/Sub"),
     "gcs": Service(gcs.obtain, gcs.find, needed_in_ci="everything that is said of gs:// paths"),
     "prism": Service(prism.obtain, prism.find, needed_in_ci="the proofs that Prism loses rows outside its safe mode"),
     "kafka": Service(kafka.obtain, kafka.find, needed_in_ci="everything that is said of Kafka"),

@@ -7,6 +7,7 @@ map is a list of structs with key and value, NaN and infinities are the words Na
 from __future__ import annotations
 
 import functools
+import io
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -94,3 +95,11 @@ def writable(column: pa.Array) -> pa.Array:
     if t.is_decimal(kind) or t.is_temporal(kind):
         return column.cast(pa.string())
     return column.cast(pa.float32()) if t.is_float16(kind) else column
+
+
+def json_lines(rows: RowBatch) -> pa.Array:
+    """Each row as an object of JSON, in bytes."""
+    columns = zip(rows.schema.names, rows.columns, strict=True)
+    lines = io.BytesIO()
+    pl.DataFrame({name: pl.from_arrow(writable(column)) for name, column in columns}).write_ndjson(lines)
+    return pa.array(lines.getvalue().split(b"\n")[:-1], pa.binary())

@@ -150,23 +150,26 @@ class ReadEndless(beam.PTransform):
     but never ahead of now; when it is known to hold nothing more, at least now less the declared lag.
     """
 
-    def __init__(self, source: EndlessSource, *, poll_secs: float = 1.0, step: str | None = None):
+    def __init__(self, source: EndlessSource, *, poll_secs: float = 1.0, step: str | None = None, counted: bool = True):
         super().__init__()
         self.source = source
         self.poll_secs = poll_secs
         self.step = step
+        self.counted = counted
+        """Whether what is read are rows already; what becomes rows in a later step is counted there."""
 
     def expand(self, pbegin: Any) -> beam.PCollection:
         if self.source.bounded:
             partitions = pbegin | "Source" >> beam.Create([self.source]) | "Partitions" >> beam.FlatMap(_partitions).with_output_types(str)
-            return apply_batches(partitions | "Spread" >> beam.Reshuffle(), "Read", _ReadToEndFn(self.step or self.label, self.source))
+            to_end = _ReadToEndFn(self.step or self.label, self.source, self.counted)
+            return apply_batches(partitions | "Spread" >> beam.Reshuffle(), "Read", to_end)
         runner = type(pbegin.pipeline.runner).__name__
         DRAIN.clear()
         if problems := list(self._problems(runner, pbegin.pipeline.options)):
             raise ConfigError(*problems)
         adapted = _Adapted(self.source, whole=runner == "PrismRunner", step=self.step or self.label)
         read = ReadFromUnboundedSource(adapted, self.poll_secs, BATCHES_PER_BUNDLE, SECS_PER_BUNDLE)
-        return apply_batches(pbegin | "Read" >> read, "Unpack", _UnpackFn(self.step or self.label))
+        return apply_batches(pbegin | "Read" >> read, "Unpack", _UnpackFn(self.step or self.label, self.counted))
 
     def _problems(self, runner: str, options: Any) -> Iterator[Problem]:
         yield from lossy(runner, options.get_all_options())
@@ -214,32 +217,37 @@ class _ResultsCoder(Coder):
         return False
 
 
-class _UnpackFn(BatchFn):
+class _ResultFn(BatchFn):
+    """Gives rows their event times; what are no rows yet is not counted."""
+
+    def __init__(self, step: str, counted: bool):
+        super().__init__(step)
+        self.counted = counted
+
+    def emit(self, results: Any) -> Iterator[Any]:
+        return _timed(super().emit(results) if self.counted else results)
+
+
+class _UnpackFn(_ResultFn):
     """Rows and dead letters, out of what a poll gave."""
 
     def apply(self, element: _Results) -> Iterator[RowBatch | Letters]:
         yield from element.results
-
-    def emit(self, results: Any) -> Iterator[Any]:
-        return _timed(super().emit(results))
 
 
 def _timed(outputs: Iterable[Any]) -> Iterator[Any]:
     return (TimestampedValue(rows, timestamp_of(rows)) if isinstance(rows, RowBatch) else rows for rows in outputs)
 
 
-class _ReadToEndFn(BatchFn):
+class _ReadToEndFn(_ResultFn):
     """Reads one partition to its declared end."""
 
-    def __init__(self, step: str, source: EndlessSource):
-        super().__init__(step)
+    def __init__(self, step: str, source: EndlessSource, counted: bool):
+        super().__init__(step, counted)
         self.source = source
 
     def apply(self, partition: str) -> Iterator[RowBatch | Letters]:
         yield from self.source.read_all([partition])
-
-    def emit(self, results: Any) -> Iterator[Any]:
-        return _timed(super().emit(results))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ https://kafka.apache.org/documentation/#semantics
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import logging
 import threading
@@ -25,7 +24,7 @@ import pyarrow.compute as pc
 from tiebeam.commits import writer_of
 from tiebeam.dead_letters import Letters, letters_of_rows
 from tiebeam.errors import ConfigError, Problem, TransientError
-from tiebeam.io._as_text import finite_pieces, writable
+from tiebeam.io._as_text import finite_pieces, json_lines
 from tiebeam.io._folder import folder_at
 from tiebeam.io._kafka_client import DENIED, PING_SECS, Cluster, Connection, denied
 from tiebeam.io._kafka_messages import MessageRows
@@ -161,7 +160,7 @@ class Target:
         names = rows.schema.names
         beside = {*self.headers, ROW_CHANGE}
         body = rows.select([name for name in names if name not in beside])
-        values = _json_lines(body) if self.format == "json" else rows.column("value").cast(pa.binary())
+        values = json_lines(body) if self.format == "json" else rows.column("value").cast(pa.binary())
         if ROW_CHANGE in names:
             gone = pc.fill_null(pc.equal(rows.column(ROW_CHANGE), "delete"), False)
             values = pc.if_else(gone, pa.scalar(None, pa.binary()), values)
@@ -187,15 +186,6 @@ class Target:
         if lacking := [name for name in (*self.headers, *([self.key] if self.key else [])) if name not in schema.names]:
             return Problem(f"there is no column {lacking[0]!r}", "key", f"the rows have: {', '.join(schema.names)}")
         return None
-
-
-def _json_lines(rows: RowBatch) -> pa.Array:
-    import polars as pl
-
-    columns = zip(rows.schema.names, rows.columns, strict=True)
-    lines = io.BytesIO()
-    pl.DataFrame({name: pl.from_arrow(writable(column)) for name, column in columns}).write_ndjson(lines)
-    return pa.array(lines.getvalue().split(b"\n")[:-1], pa.binary())
 
 
 def _sizes(column: pa.Array) -> pa.Array:

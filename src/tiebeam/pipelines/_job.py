@@ -197,6 +197,9 @@ def execute(job: Job, *, prior_attempts: dict[str, int] | None = None, before_dr
                 outcome.runs_on = True
                 return outcome
             result.wait_until_finish()
+            for source in [*connectors(job.options).values(), *job.options.sources()]:
+                if isinstance(source, Source):
+                    source.settle()
         except KeyboardInterrupt:
             delivery.discard()
             raise JobFailedError("interrupted; nothing was published that is not whole", 130) from None

@@ -17,7 +17,6 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-
 from tiebeam import __version__, files
 from tiebeam.pipelines import _retail_customers as customers
 from tiebeam.pipelines import _retail_sales as sales
