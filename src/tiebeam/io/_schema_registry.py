@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from tiebeam.errors import TransientError
 
@@ -36,6 +37,7 @@ class SchemaRegistry:
     user: str | None = None
     password: str | None = None
     known: dict[int, tuple[str, Any]] = field(default_factory=dict)
+    references: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
 
     def schema(self, number: int) -> tuple[str, Any]:
         """The kind (AVRO, JSON, PROTOBUF) and the schema of a number; raises UnknownSchemaError when there is none.
@@ -47,8 +49,23 @@ class SchemaRegistry:
             if told is None:
                 raise UnknownSchemaError(f"the registry at {self.url} knows no schema {number}")
             kind = told.get("schemaType", "AVRO")
+            self.references[number] = told.get("references") or []
             self.known[number] = kind, json.loads(told["schema"]) if kind != "PROTOBUF" else told["schema"]
         return self.known[number]
+
+    def imports(self, number: int) -> dict[str, str]:
+        """The texts of all schemas that a known one refers to, directly or not, by the names under which they are imported."""
+        found: dict[str, str] = {}
+        left = list(self.references[number])
+        while left:
+            wanted = left.pop()
+            if wanted["name"] not in found:
+                told = self._ask(f"/subjects/{quote(wanted['subject'], safe='')}/versions/{wanted['version']}")
+                if told is None:
+                    raise UnknownSchemaError(f"the registry at {self.url} has no version {wanted['version']} of {wanted['subject']}")
+                found[wanted["name"]] = told["schema"]
+                left += told.get("references") or []
+        return found
 
     def latest(self, subject: str) -> tuple[int, str, Any] | None:
         """The number, kind and schema registered last for a subject; None when there is none."""

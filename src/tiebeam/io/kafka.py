@@ -30,6 +30,7 @@ from tiebeam.io._kafka_messages import METADATA, MessageRows
 from tiebeam.io._kafka_reader import Topics, parted, partitions_of
 from tiebeam.io._kafka_writer import DirectWriter, StagingWriter, Target
 from tiebeam.io._payloads import EventTime
+from tiebeam.io._protobuf import decoder_of
 from tiebeam.io._text_types import declared_schema, refuse_unsupported
 from tiebeam.io._typed_files import plain
 from tiebeam.options import Secret, option
@@ -60,7 +61,7 @@ class ReadFromKafka(Source):
     """
 
     bounded = False
-    formats = ("json", "csv", "avro", "raw")
+    formats = ("json", "csv", "avro", "protobuf", "raw")
 
     servers: str = option(help="Brokers, HOST:PORT separated by commas", example="localhost:9092")
     topics: tuple[str, ...] = option((), help="Topics to read; one that begins with ^ is a pattern", example="purchases,^clicks-.*")
@@ -69,6 +70,10 @@ class ReadFromKafka(Source):
     schema: str | None = option(None, help="Names and types of the columns (json, csv)", example="id bigint, at timestamptz")
     delimiter: str = option(",", help="The character between fields (csv)")
     avro_schema: str | None = option(None, help="The Avro schema of the messages, as JSON, where no registry has it")
+    descriptor_file: str | None = option(
+        None, help="Compiled schema of protobuf messages, where no registry has it: protoc --include_imports", example="shop.desc"
+    )
+    message: str | None = option(None, help="Full name of the message in descriptor_file", example="shop.v1.Purchase")
     schema_registry: str | None = option(None, help="URL of a schema registry; messages are in its frame", example="http://registry:8081")
     registry_user: str | None = option(None, help="User of the schema registry")
     registry_password: Secret | None = option(None, help="Password of the schema registry")
@@ -142,6 +147,10 @@ class ReadFromKafka(Source):
             yield Problem("csv messages have no header", "schema", "name the columns: id bigint, at timestamptz")
         if self.format == "avro" and (self.avro_schema is None) == (self.schema_registry is None):
             yield Problem("avro needs a schema_registry or an avro_schema", "schema_registry", "give one of them")
+        if self.format == "protobuf" and (self.descriptor_file is None) == (self.schema_registry is None):
+            yield Problem("protobuf needs a schema_registry or a descriptor_file", "schema_registry", "give one of them")
+        if (self.descriptor_file is None) != (self.message is None):
+            yield Problem("descriptor_file and message go together", "message", "the full name of a message in the file")
         if len(self.delimiter) != 1 or not self.delimiter.isascii():
             yield Problem(f"{self.delimiter!r} is not one character", "delimiter")
         if self.event_time_format not in ("iso", *UNIX) and "%" not in self.event_time_format:
@@ -158,6 +167,8 @@ class ReadFromKafka(Source):
     # ---- what a Source does
 
     def ping(self) -> None:
+        if self.descriptor_file is not None and self.message is not None:
+            decoder_of(self.descriptor_file, self.message)
         cluster = Cluster(self.connection)
         found = cluster.topics(PING_SECS)
         problems = [self._absent(cluster, topic, found) for topic in self.topics if not partitions_of(found, [topic])]
@@ -259,6 +270,8 @@ class ReadFromKafka(Source):
             columns=tuple((field.name, field.type) for field in columns),
             delimiter=self.delimiter,
             avro_schema=self.avro_schema,
+            descriptor_file=self.descriptor_file,
+            message=self.message,
             registry=self.schema_registry,
             registry_user=self.registry_user,
             registry_password=self.registry_password,
