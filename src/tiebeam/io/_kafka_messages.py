@@ -130,10 +130,7 @@ class MessageRows:
         return known[self]
 
     def _new(self) -> Payloads:
-        registry = None
-        if self.registry is not None:
-            secret = self.registry_password.resolve() if self.registry_password is not None else None
-            registry = SchemaRegistry(self.registry, self.registry_user, secret)
+        registry = SchemaRegistry.at(self.registry, self.registry_user, self.registry_password) if self.registry is not None else None
         match self.format:
             case "json":
                 return JsonPayloads(pa.schema(list(self.columns)), framed=self.registry is not None)

@@ -31,6 +31,7 @@ from tiebeam.io._kafka_reader import Topics, parted, partitions_of
 from tiebeam.io._kafka_writer import DirectWriter, StagingWriter, Target
 from tiebeam.io._payloads import EventTime
 from tiebeam.io._protobuf import decoder_of
+from tiebeam.io._schema_registry import SchemaRegistry
 from tiebeam.io._text_types import declared_schema, refuse_unsupported
 from tiebeam.io._typed_files import plain
 from tiebeam.options import Secret, option
@@ -169,6 +170,8 @@ class ReadFromKafka(Source):
     def ping(self) -> None:
         if self.descriptor_file is not None and self.message is not None:
             decoder_of(self.descriptor_file, self.message)
+        if self.schema_registry is not None:
+            SchemaRegistry.at(self.schema_registry, self.registry_user, self.registry_password).ping()
         cluster = Cluster(self.connection)
         found = cluster.topics(PING_SECS)
         problems = [self._absent(cluster, topic, found) for topic in self.topics if not partitions_of(found, [topic])]
@@ -315,8 +318,9 @@ class ReadFromKafka(Source):
 class WriteToKafka(Sink):
     """Writes rows as messages.
 
-    In: any schema (json), or a column `value` (raw). `row_time` becomes the time of a message; `row_change` = delete one without value.
-    Errors: rows that make too large a message are refused as `too_large`.
+    In: any schema (json), what Avro can hold (avro), or a column `value` (raw). `row_time` becomes the time of a message; `row_change` =
+        delete one without value.
+    Errors: rows that make too large a message are refused as `too_large`. A schema that the registry does not take stops the job.
     Delivery: exactly once for readers of committed messages: rows are staged in files, and each commit is sent in one transaction that also
         notes it in the ledger topic. With delivery=at_least_once rows are sent at once, and again when a bundle is tried again.
     Time: messages of one key keep their order; rows of one key have one writer.
@@ -333,7 +337,12 @@ class WriteToKafka(Sink):
     servers: str = option(help="Brokers, HOST:PORT separated by commas", example="localhost:9092")
     topic: str = option(help="Topic; created when missing", example="totals")
     mode: str = option("append", help="Messages are added to the topic", choices=modes)
-    format: str = option("json", help="What messages hold", choices=("json", "raw"))
+    format: str = option(
+        "json", help="What messages hold; avro is registered as the schema of TOPIC-value", choices=("json", "avro", "raw")
+    )
+    schema_registry: str | None = option(None, help="URL of the schema registry (avro)", example="http://registry:8081")
+    registry_user: str | None = option(None, help="User of the schema registry")
+    registry_password: Secret | None = option(None, help="Password of the schema registry", example="env:REGISTRY_PASSWORD")
     key: str | None = option(None, help="Column whose text is the key of the message, and so chooses its partition", example="shop")
     headers: tuple[str, ...] = option((), help="Columns that become headers instead of part of the value", example="trace_id")
     delivery: str = option("exactly_once", help="Transactions with a ledger, or sent at once", choices=("exactly_once", "at_least_once"))
@@ -366,6 +375,8 @@ class WriteToKafka(Sink):
         for where, name in (("topic", self.topic), ("ledger", self.ledger)):
             if not re.fullmatch(r"[\w.-]{1,249}", name):
                 yield Problem(f"{name!r} is no name of a topic", where, "letters, digits, ., _ and -")
+        if (self.format == "avro") != (self.schema_registry is not None):
+            yield Problem("format=avro and schema_registry go together", "schema_registry", "readers find the schema of a message there")
         if self.ledger == self.topic:
             yield Problem("the ledger is the topic itself", "ledger", "name another topic")
         for setting in self.topic_config:
@@ -379,6 +390,9 @@ class WriteToKafka(Sink):
             topic=self.topic,
             step=self.label,
             format=self.format,
+            registry=self.schema_registry,
+            registry_user=self.registry_user,
+            registry_password=self.registry_password,
             key=self.key,
             headers=self.headers,
             max_message_bytes=self.max_message_bytes,
