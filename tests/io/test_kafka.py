@@ -15,11 +15,12 @@ import pyarrow as pa
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
+from google.protobuf import message_factory
 
 from tiebeam import commits
 from tiebeam.dead_letters import Letters
 from tiebeam.errors import ConfigError, TransientError
-from tiebeam.io import _kafka_writer
+from tiebeam.io import _kafka_writer, _protobuf
 from tiebeam.io.kafka import ReadFromKafka, WriteToKafka
 from tiebeam.rows import RowBatch
 
@@ -173,6 +174,19 @@ def test_avro_messages_are_decoded_one_by_one(kafka, topic):
     assert [r["reason"] for r in refused] == ["malformed", "malformed"]
 
 
+def test_protobuf_messages_of_a_descriptor_file(kafka, topic, tmp_path):
+    source_text = """syntax = "proto3"; package shop; import "google/protobuf/timestamp.proto";
+      message Sale { int64 id = 1; google.protobuf.Timestamp at = 2; map<string, int32> counts = 3; }"""
+    (tmp_path / "shop.desc").write_bytes(_protobuf.compiled(source_text, {}))
+    sale: Any = message_factory.GetMessageClass(_protobuf.DescriptorSet((tmp_path / "shop.desc").read_bytes()).named("shop.Sale"))
+    send(kafka, topic, sale(id=2**63 - 1, at={"seconds": 1}, counts={"a": -1}).SerializeToString(), b"\x08")
+    options = dict(format="protobuf", descriptor_file=str(tmp_path / "shop.desc"), message="shop.Sale", event_time="at")
+    source(kafka, topic, **options).ping()
+    rows, refused = read(source(kafka, topic, **options))
+    assert [(row["id"], row["row_time"].timestamp(), row["counts"]) for row in rows] == [(2**63 - 1, 1.0, [("a", -1)])]
+    assert [(r["reason"], r["original"], r["original_format"]) for r in refused] == [("malformed", b"\x08", "protobuf")]
+
+
 def test_a_message_of_ten_megabytes(kafka):
     name = f"large-{uuid.uuid4().hex[:8]}"
     create(kafka, name, **{"max.message.bytes": "20000000"})
@@ -297,6 +311,8 @@ def test_what_is_wrong_is_said_before_anything_runs(kafka, topic):
         (dict(until="earliest"), "no place in a topic"),
         (dict(format="csv"), "no header"),
         (dict(format="avro"), "schema_registry or an avro_schema"),
+        (dict(format="protobuf"), "schema_registry or a descriptor_file"),
+        (dict(format="protobuf", descriptor_file="shop.desc"), "descriptor_file and message go together"),
         (dict(sasl="PLAIN"), "security=plaintext with sasl=PLAIN"),
         (dict(security="sasl_ssl", sasl="PLAIN"), "username and a password"),
         (dict(client_config=("fetch.min.byte=1",)), "did you mean fetch.min.bytes"),

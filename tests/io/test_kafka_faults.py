@@ -7,6 +7,7 @@ import json
 import threading
 import time
 import uuid
+from decimal import Decimal
 from typing import Any
 
 import confluent_kafka
@@ -17,7 +18,7 @@ from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 from support import registry, services
 from tiebeam.dead_letters import Letters
-from tiebeam.errors import TransientError
+from tiebeam.errors import ConfigError, TransientError
 from tiebeam.io import _endless, _kafka_reader, _schema_registry
 from tiebeam.io._endless import Progress, _Adapted
 from tiebeam.io.kafka import ReadFromKafka, WriteToKafka
@@ -293,3 +294,60 @@ def test_json_in_the_frame_of_a_registry(kafka, messages):
         rows, refused = all_of(kafka, topic, schema_registry=schemas.url)
         assert [row["id"] for row in rows] == [5]
         assert not refused
+
+
+# What a sink registers.
+
+
+def staged(writing: WriteToKafka, run_id: str, *batches: RowBatch) -> list[Any]:
+    writer = writing.writer(run_id)
+    for rows in batches:
+        assert list(writer.write(rows) or ()) == []
+    return writer.close()
+
+
+def test_avro_is_written_under_the_subject_of_the_topic_and_may_gain_a_column_while_running(kafka, tmp_path):
+    name = f"avro-{uuid.uuid4().hex[:8]}"
+    with registry.running() as schemas:
+        options = dict(format="avro", schema_registry=schemas.url)
+        writing = WriteToKafka(kafka.servers, name, staging=str(tmp_path), ledger=f"{name}-ledger", partitions=1, **options)
+        writing.ping()
+        assert schemas.subjects == {}, "a ping registers nothing"
+        one = RowBatch.from_pydict({"id": [2**63 - 1, None], "price": [Decimal("1.10"), None]})
+        two = RowBatch.from_pydict({"id": [3], "price": [Decimal("2.20")], "tags": [["a", None]], "row_change": ["update"]})
+        gone = RowBatch.from_pydict({"id": [4], "price": [Decimal("3.30")], "row_change": ["delete"]})
+        assert writing.publish("c1", staged(writing, "c1", one, two, gone, one.slice(0, 1))) is True
+        assert list(schemas.subjects) == [f"{name}-value"]
+        assert len(schemas.subjects[f"{name}-value"]) == 2
+        rows, refused = all_of(kafka, name, null_values="skip", **options)
+        assert [(row["id"], row["price"], row.get("tags")) for row in rows] == [
+            (2**63 - 1, Decimal("1.10"), None),
+            (None, None, None),
+            (2**63 - 1, Decimal("1.10"), None),
+            (3, Decimal("2.20"), ["a", None]),
+        ]
+        assert not refused
+
+
+def test_a_schema_that_readers_could_not_read_is_told_and_nothing_is_written(kafka, tmp_path):
+    name = f"avro-{uuid.uuid4().hex[:8]}"
+    with registry.running() as schemas:
+        options = dict(format="avro", schema_registry=schemas.url, staging=str(tmp_path), ledger=f"{name}-ledger")
+        writing = WriteToKafka(kafka.servers, name, **options)
+        staged(writing, "c1", RowBatch.from_pydict({"id": [1]}))
+        with pytest.raises(ConfigError, match=rf"does not take the schema of {name}-value.*TYPE_MISMATCH: id"):
+            staged(writing, "c2", RowBatch.from_pydict({"id": ["one"]}))
+        with pytest.raises(ConfigError, match="column a b"):
+            staged(writing, "c3", RowBatch.from_pydict({"a b": [1]}))
+
+
+def test_a_registry_that_cannot_be_reached_is_told_before_the_run(kafka, messages, tmp_path):
+    topic = messages(b"x")
+    with registry.running() as schemas:
+        schemas.password = "right"
+        for url, trouble in ((schemas.url, "401"), ("http://127.0.0.1:1", "refused")):
+            options = dict(format="avro", schema_registry=url)
+            with pytest.raises(ConfigError, match=trouble):
+                ReadFromKafka(kafka.servers, (topic,), **options).ping()
+            with pytest.raises(ConfigError, match=trouble):
+                WriteToKafka(kafka.servers, topic, staging=str(tmp_path), **options).ping()

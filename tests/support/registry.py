@@ -21,21 +21,38 @@ class Registry:
 
     def __init__(self, port: int):
         self.url = f"http://127.0.0.1:{port}"
-        self.schemas: list[tuple[str, str]] = []
+        self.schemas: list[tuple[str, str, str]] = []
         self.subjects: dict[str, list[int]] = {}
         self.down = threading.Event()
         self.password: str | None = None
         self.asked = 0
 
-    def register(self, subject: str, schema: Any, kind: str = "AVRO") -> int:
-        text = json.dumps(schema)
-        if (kind, text) not in self.schemas:
-            self.schemas.append((kind, text))
-        number = self.schemas.index((kind, text)) + 1
+    def register(self, subject: str, schema: Any) -> int:
+        return self.register_text(subject, json.dumps(schema))
+
+    def register_text(self, subject: str, text: str, kind: str = "AVRO", references: Any = ()) -> int:
+        one = (kind, text, json.dumps(list(references)))
+        if one not in self.schemas:
+            self.schemas.append(one)
+        number = self.schemas.index(one) + 1
         versions = self.subjects.setdefault(subject, [])
         if number not in versions:
             versions.append(number)
         return number
+
+    def posted(self, subject: str, body: Any) -> tuple[int, Any]:
+        """Registers; refuses an Avro schema that cannot read what the last one wrote, as a registry does that is set to BACKWARD."""
+        kind, text = body.get("schemaType", "AVRO"), body["schema"]
+        if kind == "AVRO" and subject in self.subjects:
+            before = self.told(self.subjects[subject][-1])["schema"]
+            if trouble := unreadable(json.loads(text), json.loads(before)):
+                return 409, {"error_code": 409, "message": f"Schema being registered is incompatible with an earlier schema: {trouble}"}
+        return 200, {"id": self.register_text(subject, text, kind, body.get("references", ()))}
+
+    def told(self, number: int) -> dict[str, Any]:
+        kind, text, references = self.schemas[number - 1]
+        told: dict[str, Any] = {"schema": text} | ({} if kind == "AVRO" else {"schemaType": kind})
+        return told | ({"references": json.loads(references)} if references != "[]" else {})
 
     def answer(self, method: str, path: str, body: Any, authorization: str | None) -> tuple[int, Any]:
         self.asked += 1
@@ -46,17 +63,29 @@ class Registry:
             return 401, {"error_code": 40101, "message": "Unauthorized"}
         match [method, *path.strip("/").split("/")]:
             case ["GET", "schemas", "ids", number] if 0 < int(number) <= len(self.schemas):
-                kind, text = self.schemas[int(number) - 1]
-                return 200, {"schema": text} | ({} if kind == "AVRO" else {"schemaType": kind})
+                return 200, self.told(int(number))
             case ["GET", "schemas", "ids", _]:
                 return 404, {"error_code": 40403, "message": "Schema not found"}
             case ["POST", "subjects", subject, "versions"]:
-                return 200, {"id": self.register(subject, json.loads(body["schema"]))}
-            case ["GET", "subjects", subject, "versions", "latest"] if subject in self.subjects:
-                number = self.subjects[subject][-1]
-                told = {"subject": subject, "id": number, "version": len(self.subjects[subject])}
-                return 200, told | {"schema": self.schemas[number - 1][1]}
+                return self.posted(subject, body)
+            case ["GET", "subjects", subject, "versions", version] if subject in self.subjects:
+                known = self.subjects[subject]
+                if version != "latest" and not 0 < int(version) <= len(known):
+                    return 404, {"error_code": 40402, "message": "Version not found"}
+                place = len(known) if version == "latest" else int(version)
+                return 200, {"subject": subject, "id": known[place - 1], "version": place} | self.told(known[place - 1])
         return 404, {"error_code": 40401, "message": "Subject not found"}
+
+
+def unreadable(reader: Any, writer: Any) -> str | None:
+    """Why a record written with one schema cannot be read with another, field by field (Avro 1.12, schema resolution)."""
+    written = {field["name"]: field["type"] for field in writer["fields"]}
+    for field in reader["fields"]:
+        if field["name"] not in written and "default" not in field:
+            return f"READER_FIELD_MISSING_DEFAULT_VALUE: {field['name']}"
+        if field["name"] in written and written[field["name"]] != field["type"]:
+            return f"TYPE_MISMATCH: {field['name']}"
+    return None
 
 
 @contextmanager

@@ -1,16 +1,18 @@
-"""Avro data without a container, as messages hold them: each is decoded alone, so that a damaged one harms no other."""
+"""Avro data without a container, as messages hold them: each is coded alone, so that a damaged one harms no other."""
 
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from tiebeam.io._avro_schema import arrow_schema, numbers_only, pairs, typed
+from tiebeam.io._avro_schema import arrow_schema, avro_schema, numbers_only, pairs, stored_schema, typed
 from tiebeam.io._lines import Parsed, Refused
+from tiebeam.io._typed_files import stored
 from tiebeam.rows import RowBatch
 
 
@@ -56,3 +58,24 @@ class DatumDecoder:
             for stored, meant in zip(self.stored, self.meant, strict=True)
         ]
         return RowBatch.from_arrays(columns, schema=self.meant)
+
+
+class DatumEncoder:
+    """Encodes rows of one Arrow schema, of which `schema` is the Avro schema; raises ConfigError for a column that Avro cannot hold."""
+
+    def __init__(self, schema: pa.Schema):
+        import fastavro
+
+        self.stored = stored_schema(schema)
+        self.schema = avro_schema(self.stored)
+        self.raw = arrow_schema(self.schema, logical=False)
+        self.writing = fastavro.parse_schema(numbers_only(self.schema))
+        self.write = fastavro.schemaless_writer
+
+    def encode(self, rows: RowBatch) -> list[bytes]:
+        out, ends = io.BytesIO(), [0]
+        for row in stored(stored(rows, self.stored), self.raw).to_pylist(maps_as_pydicts="strict"):
+            self.write(out, self.writing, row)
+            ends.append(out.tell())
+        data = out.getvalue()
+        return [data[start:end] for start, end in itertools.pairwise(ends)]

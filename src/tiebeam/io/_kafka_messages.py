@@ -13,7 +13,18 @@ import pyarrow.compute as pc
 
 from tiebeam.dead_letters import Letters
 from tiebeam.io._lines import Refused
-from tiebeam.io._payloads import AvroPayloads, CsvPayloads, EventTime, JsonPayloads, Payloads, RawPayloads, refused, rows_of
+from tiebeam.io._payloads import (
+    AvroPayloads,
+    CsvPayloads,
+    EventTime,
+    JsonPayloads,
+    Payloads,
+    ProtobufPayloads,
+    RawPayloads,
+    refused,
+    rows_of,
+)
+from tiebeam.io._protobuf import decoder_of
 from tiebeam.io._schema_registry import SchemaRegistry
 from tiebeam.options import Secret
 from tiebeam.rows import RESERVED, ROW_CHANGE, ROW_POSITION, ROW_TIME, RowBatch, with_column
@@ -72,6 +83,8 @@ class MessageRows:
     columns: tuple[tuple[str, pa.DataType], ...] = ()
     delimiter: str = ","
     avro_schema: str | None = None
+    descriptor_file: str | None = None
+    message: str | None = None
     registry: str | None = None
     registry_user: str | None = None
     registry_password: Secret | None = None
@@ -117,10 +130,7 @@ class MessageRows:
         return known[self]
 
     def _new(self) -> Payloads:
-        registry = None
-        if self.registry is not None:
-            secret = self.registry_password.resolve() if self.registry_password is not None else None
-            registry = SchemaRegistry(self.registry, self.registry_user, secret)
+        registry = SchemaRegistry.at(self.registry, self.registry_user, self.registry_password) if self.registry is not None else None
         match self.format:
             case "json":
                 return JsonPayloads(pa.schema(list(self.columns)), framed=self.registry is not None)
@@ -130,6 +140,9 @@ class MessageRows:
                 import json
 
                 return AvroPayloads(json.loads(self.avro_schema) if self.avro_schema else None, registry)
+            case "protobuf":
+                decoder = decoder_of(self.descriptor_file, self.message) if self.descriptor_file and self.message else None
+                return ProtobufPayloads(decoder, registry)
             case _:
                 return RawPayloads()
 

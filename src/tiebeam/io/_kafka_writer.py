@@ -9,9 +9,11 @@ https://kafka.apache.org/documentation/#semantics
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import threading
+import time
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -25,17 +27,21 @@ from tiebeam.commits import writer_of
 from tiebeam.dead_letters import Letters, letters_of_rows
 from tiebeam.errors import ConfigError, Problem, TransientError
 from tiebeam.io._as_text import finite_pieces, json_lines
+from tiebeam.io._avro_datum import DatumEncoder
 from tiebeam.io._folder import folder_at
 from tiebeam.io._kafka_client import DENIED, PING_SECS, Cluster, Connection, denied
 from tiebeam.io._kafka_messages import MessageRows
 from tiebeam.io._kafka_reader import Topics, parted
 from tiebeam.io._publication import LostPiecesError, safe
+from tiebeam.io._schema_registry import SchemaRegistry, framed
+from tiebeam.options import Secret
 from tiebeam.rows import RESERVED, ROW_CHANGE, ROW_TIME, RowBatch
 from tiebeam.staging import Staged
 
 SEND_SECS = 60
 COMMIT_SECS, RUN_SECS = 60, 900
 """How long a transaction may be open: that of a commit, and that of a whole run, for which brokers allow no more."""
+VISIBLE_SECS = 2.0
 LEDGER_PARTITIONS = 16
 
 TRANSACTIONS = "tiebeam-"
@@ -70,6 +76,9 @@ class Target:
     topic: str
     step: str
     format: str = "json"
+    registry: str | None = None
+    registry_user: str | None = None
+    registry_password: Secret | None = None
     key: str | None = None
     headers: tuple[str, ...] = ()
     max_message_bytes: int = 1_000_000
@@ -104,6 +113,8 @@ class Target:
 
     def ping(self) -> None:
         """Asks for every right that writing takes; raises ConfigError. No message is sent, but a transactional id is claimed."""
+        if self.registry is not None:
+            SchemaRegistry.at(self.registry, self.registry_user, self.registry_password).ping()
         cluster = Cluster(self.connection)
         found = cluster.topics(PING_SECS)
         problems = []
@@ -160,7 +171,7 @@ class Target:
         names = rows.schema.names
         beside = {*self.headers, ROW_CHANGE}
         body = rows.select([name for name in names if name not in beside])
-        values = json_lines(body) if self.format == "json" else rows.column("value").cast(pa.binary())
+        values = self._values(body)
         if ROW_CHANGE in names:
             gone = pc.fill_null(pc.equal(rows.column(ROW_CHANGE), "delete"), False)
             values = pc.if_else(gone, pa.scalar(None, pa.binary()), values)
@@ -179,6 +190,14 @@ class Target:
             times = pc.if_else(pc.greater_equal(times, 0), times, pa.scalar(None, pa.int64()))
         return RowBatch.from_arrays([keys, values, heads, times], schema=MESSAGES)
 
+    def _values(self, rows: RowBatch) -> pa.Array:
+        if self.format == "json":
+            return json_lines(rows)
+        if self.format == "raw":
+            return rows.column("value").cast(pa.binary())
+        number, encoder = _registered(self, rows.schema)
+        return pa.array([framed(number, datum) for datum in encoder.encode(rows)], pa.binary())
+
     def trouble(self, schema: pa.Schema) -> Problem | None:
         """Why rows of a schema cannot become messages."""
         if self.format == "raw" and "value" not in schema.names:
@@ -186,6 +205,14 @@ class Target:
         if lacking := [name for name in (*self.headers, *([self.key] if self.key else [])) if name not in schema.names]:
             return Problem(f"there is no column {lacking[0]!r}", "key", f"the rows have: {', '.join(schema.names)}")
         return None
+
+
+@functools.lru_cache(64)
+def _registered(target: Target, schema: pa.Schema) -> tuple[int, DatumEncoder]:
+    """The encoder of a schema, and the number that the registry has for it; a schema that is new while writing gets a new one."""
+    encoder = DatumEncoder(schema)
+    registry = SchemaRegistry.at(target.registry or "", target.registry_user, target.registry_password)
+    return registry.register(f"{target.topic}-value", encoder.schema), encoder
 
 
 def _sizes(column: pa.Array) -> pa.Array:
@@ -198,6 +225,8 @@ class Sending:
     def __init__(self, target: Target, **own: Any):
         self.target = target
         self.error: Any = None
+        self.reached: dict[tuple[str, int], int] = {}
+        """The last offset of each partition."""
         self.producer = target.producer(**own)
 
     def send(self, messages: RowBatch) -> None:
@@ -215,8 +244,10 @@ class Sending:
         self.producer.poll(0)
         self.check()
 
-    def _delivered(self, error: Any, _: Any) -> None:
-        if error is not None and self.error is None:
+    def _delivered(self, error: Any, message: Any) -> None:
+        if error is None:
+            self.reached[message.topic(), message.partition()] = message.offset()
+        elif self.error is None:
             self.error = error
 
     def flush(self) -> None:
@@ -313,6 +344,7 @@ def publish(target: Target, run_id: str, staged: list[Staged]) -> bool:
             note = json.dumps({"topic": target.topic, "rows": sum(piece.rows for piece in staged)}).encode()
             sending.producer.produce(target.ledger, note, _key(target, run_id), partition=_partition(target, run_id))
             _insist(lambda: sending.producer.commit_transaction(SEND_SECS))
+            _await_visible(target, sending.reached)
         except BaseException:
             with contextlib.suppress(confluent_kafka.KafkaException):
                 sending.producer.abort_transaction(SEND_SECS)
@@ -343,6 +375,23 @@ def _insist(commit: Any) -> None:
         except confluent_kafka.KafkaException as e:
             if not e.args[0].retriable() or attempt == 4:
                 raise
+
+
+def _await_visible(target: Target, reached: dict[tuple[str, int], int]) -> None:
+    """Waits until readers of committed messages see a commit: brokers mark its partitions one after another.
+
+    Not for long: transactions of others that are still open hold up these readers too.
+    """
+    from confluent_kafka import KafkaException
+    from confluent_kafka.admin import OffsetSpec
+
+    cluster, until = Cluster(target.connection), time.monotonic() + VISIBLE_SECS
+    while time.monotonic() < until:
+        with contextlib.suppress(KafkaException):
+            seen = cluster.offsets(reached, OffsetSpec.latest(), True, VISIBLE_SECS)
+            if all(seen[place] > last for place, last in reached.items()):
+                return
+        time.sleep(0.02)
 
 
 def _read(target: Target, run_id: str, piece: Staged) -> Iterator[RowBatch]:

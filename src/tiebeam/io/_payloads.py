@@ -20,6 +20,7 @@ from tiebeam.io._csv_rows import CsvRows, Dialect
 from tiebeam.io._event_time import event_times
 from tiebeam.io._json_rows import JsonRows
 from tiebeam.io._lines import Block, Parsed, Refused
+from tiebeam.io._protobuf import DescriptorSet, MessageDecoder, compiled, indexes
 from tiebeam.io._schema_registry import SchemaRegistry, UnknownSchemaError, unframed
 from tiebeam.rows import ROW_POSITION, ROW_TIME, RowBatch, with_column
 
@@ -98,46 +99,105 @@ class RawPayloads(Payloads):
         yield Parsed(RowBatch.from_arrays([pa.array(payloads, pa.binary())], names=["value"]))
 
 
-class AvroPayloads(Payloads):
-    """One Avro datum each, of one schema, or each in the frame of a schema registry that says of which.
+class TypedPayloads(Payloads):
+    """One message each of a declared schema, or each in the frame of a schema registry that says of which.
 
     With a registry every schema met while running is fetched once, and its rows come in batches of their own.
     """
 
-    original_format = "avro"
+    kind: str
 
-    def __init__(self, schema: Any = None, registry: SchemaRegistry | None = None):
+    def __init__(self, registry: SchemaRegistry | None):
         self.registry = registry
-        self.decoders: dict[int, DatumDecoder] = {} if schema is None else {-1: DatumDecoder(schema)}
+        self.decoders: dict[Any, DatumDecoder | MessageDecoder] = {}
 
     def parse(self, payloads: list[bytes], names: pa.Array, source: str) -> Iterator[Parsed | Refused]:
-        groups: dict[int, list[int]] = {}
-        data = payloads
+        groups: dict[Any, list[int]] = {}
+        data, broken = payloads, Refused([], [], [])
         if self.registry is not None:
-            frames = [unframed(payload) for payload in payloads]
-            data = [frame[1] for frame in frames]
-            for line, (number, _) in enumerate(frames):
-                groups.setdefault(number, []).append(line)
+            data = []
+            for line, payload in enumerate(payloads):
+                try:
+                    name, datum = self.named(*unframed(payload))
+                    groups.setdefault(name, []).append(line)
+                except ValueError as e:
+                    datum = payload
+                    broken.lines.append(line)
+                    broken.reasons.append("malformed")
+                    broken.details.append(str(e))
+                data.append(datum)
         else:
-            groups[-1] = list(range(len(payloads)))
-        for number, lines in groups.items():
+            groups[None] = list(range(len(payloads)))
+        for name, lines in groups.items():
             try:
-                decoder = self._decoder(number)
+                decoder = self._decoder(name)
             except (UnknownSchemaError, ValueError) as e:
-                reason = "no_schema_id" if number < 0 else "unknown_schema"
+                reason = "no_schema_id" if self._number(name) < 0 else "unknown_schema"
                 yield Refused(lines, [reason] * len(lines), [str(e)] * len(lines))
                 continue
             yield from decoder.decode([data[i] for i in lines], lines)
+        if broken.lines:
+            yield broken
 
-    def _decoder(self, number: int) -> DatumDecoder:
-        if number not in self.decoders:
+    def named(self, number: int, datum: bytes) -> tuple[Any, bytes]:
+        """What names the type of a datum, and the datum itself."""
+        return number, datum
+
+    def _number(self, name: Any) -> int:
+        return name[0] if isinstance(name, tuple) else name
+
+    def _decoder(self, name: Any) -> DatumDecoder | MessageDecoder:
+        if name not in self.decoders:
+            number = self._number(name)
             if self.registry is None or number < 0:
                 raise UnknownSchemaError("the payload does not begin with the frame of a schema registry (a zero and four bytes)")
             kind, schema = self.registry.schema(number)
-            if kind != "AVRO":
-                raise UnknownSchemaError(f"schema {number} is {kind}, not AVRO")
-            self.decoders[number] = DatumDecoder(schema)
-        return self.decoders[number]
+            if kind != self.kind:
+                raise UnknownSchemaError(f"schema {number} is {kind}, not {self.kind}")
+            self.decoders[name] = self.made(self.registry, name, schema)
+        return self.decoders[name]
+
+    def made(self, registry: SchemaRegistry, name: Any, schema: Any) -> DatumDecoder | MessageDecoder:
+        """A decoder for a schema of the registry; raises ValueError."""
+        raise NotImplementedError
+
+
+class AvroPayloads(TypedPayloads):
+    """Avro data."""
+
+    original_format, kind = "avro", "AVRO"
+
+    def __init__(self, schema: Any = None, registry: SchemaRegistry | None = None):
+        super().__init__(registry)
+        if schema is not None:
+            self.decoders[None] = DatumDecoder(schema)
+
+    def made(self, registry: SchemaRegistry, name: Any, schema: Any) -> DatumDecoder | MessageDecoder:
+        return DatumDecoder(schema)
+
+
+class ProtobufPayloads(TypedPayloads):
+    """Messages of protobuf; the frame says which message of the schema it is, too."""
+
+    original_format, kind = "protobuf", "PROTOBUF"
+
+    def __init__(self, decoder: MessageDecoder | None = None, registry: SchemaRegistry | None = None):
+        super().__init__(registry)
+        self.sets: dict[int, DescriptorSet] = {}
+        if decoder is not None:
+            self.decoders[None] = decoder
+
+    def named(self, number: int, datum: bytes) -> tuple[Any, bytes]:
+        if number < 0:
+            return (-1,), datum
+        path, message = indexes(datum)
+        return (number, *path), message
+
+    def made(self, registry: SchemaRegistry, name: Any, schema: Any) -> DatumDecoder | MessageDecoder:
+        number, *path = name
+        if number not in self.sets:
+            self.sets[number] = DescriptorSet(compiled(schema, registry.imports(number)))
+        return MessageDecoder(self.sets[number].at(path))
 
 
 def rows_of(

@@ -30,6 +30,8 @@ from tiebeam.io._kafka_messages import METADATA, MessageRows
 from tiebeam.io._kafka_reader import Topics, parted, partitions_of
 from tiebeam.io._kafka_writer import DirectWriter, StagingWriter, Target
 from tiebeam.io._payloads import EventTime
+from tiebeam.io._protobuf import decoder_of
+from tiebeam.io._schema_registry import SchemaRegistry
 from tiebeam.io._text_types import declared_schema, refuse_unsupported
 from tiebeam.io._typed_files import plain
 from tiebeam.options import Secret, option
@@ -60,7 +62,7 @@ class ReadFromKafka(Source):
     """
 
     bounded = False
-    formats = ("json", "csv", "avro", "raw")
+    formats = ("json", "csv", "avro", "protobuf", "raw")
 
     servers: str = option(help="Brokers, HOST:PORT separated by commas", example="localhost:9092")
     topics: tuple[str, ...] = option((), help="Topics to read; one that begins with ^ is a pattern", example="purchases,^clicks-.*")
@@ -69,6 +71,10 @@ class ReadFromKafka(Source):
     schema: str | None = option(None, help="Names and types of the columns (json, csv)", example="id bigint, at timestamptz")
     delimiter: str = option(",", help="The character between fields (csv)")
     avro_schema: str | None = option(None, help="The Avro schema of the messages, as JSON, where no registry has it")
+    descriptor_file: str | None = option(
+        None, help="Compiled schema of protobuf messages, where no registry has it: protoc --include_imports", example="shop.desc"
+    )
+    message: str | None = option(None, help="Full name of the message in descriptor_file", example="shop.v1.Purchase")
     schema_registry: str | None = option(None, help="URL of a schema registry; messages are in its frame", example="http://registry:8081")
     registry_user: str | None = option(None, help="User of the schema registry")
     registry_password: Secret | None = option(None, help="Password of the schema registry")
@@ -142,6 +148,10 @@ class ReadFromKafka(Source):
             yield Problem("csv messages have no header", "schema", "name the columns: id bigint, at timestamptz")
         if self.format == "avro" and (self.avro_schema is None) == (self.schema_registry is None):
             yield Problem("avro needs a schema_registry or an avro_schema", "schema_registry", "give one of them")
+        if self.format == "protobuf" and (self.descriptor_file is None) == (self.schema_registry is None):
+            yield Problem("protobuf needs a schema_registry or a descriptor_file", "schema_registry", "give one of them")
+        if (self.descriptor_file is None) != (self.message is None):
+            yield Problem("descriptor_file and message go together", "message", "the full name of a message in the file")
         if len(self.delimiter) != 1 or not self.delimiter.isascii():
             yield Problem(f"{self.delimiter!r} is not one character", "delimiter")
         if self.event_time_format not in ("iso", *UNIX) and "%" not in self.event_time_format:
@@ -158,6 +168,10 @@ class ReadFromKafka(Source):
     # ---- what a Source does
 
     def ping(self) -> None:
+        if self.descriptor_file is not None and self.message is not None:
+            decoder_of(self.descriptor_file, self.message)
+        if self.schema_registry is not None:
+            SchemaRegistry.at(self.schema_registry, self.registry_user, self.registry_password).ping()
         cluster = Cluster(self.connection)
         found = cluster.topics(PING_SECS)
         problems = [self._absent(cluster, topic, found) for topic in self.topics if not partitions_of(found, [topic])]
@@ -259,6 +273,8 @@ class ReadFromKafka(Source):
             columns=tuple((field.name, field.type) for field in columns),
             delimiter=self.delimiter,
             avro_schema=self.avro_schema,
+            descriptor_file=self.descriptor_file,
+            message=self.message,
             registry=self.schema_registry,
             registry_user=self.registry_user,
             registry_password=self.registry_password,
@@ -302,8 +318,9 @@ class ReadFromKafka(Source):
 class WriteToKafka(Sink):
     """Writes rows as messages.
 
-    In: any schema (json), or a column `value` (raw). `row_time` becomes the time of a message; `row_change` = delete one without value.
-    Errors: rows that make too large a message are refused as `too_large`.
+    In: any schema (json), what Avro can hold (avro), or a column `value` (raw). `row_time` becomes the time of a message; `row_change` =
+        delete one without value.
+    Errors: rows that make too large a message are refused as `too_large`. A schema that the registry does not take stops the job.
     Delivery: exactly once for readers of committed messages: rows are staged in files, and each commit is sent in one transaction that also
         notes it in the ledger topic. With delivery=at_least_once rows are sent at once, and again when a bundle is tried again.
     Time: messages of one key keep their order; rows of one key have one writer.
@@ -320,7 +337,12 @@ class WriteToKafka(Sink):
     servers: str = option(help="Brokers, HOST:PORT separated by commas", example="localhost:9092")
     topic: str = option(help="Topic; created when missing", example="totals")
     mode: str = option("append", help="Messages are added to the topic", choices=modes)
-    format: str = option("json", help="What messages hold", choices=("json", "raw"))
+    format: str = option(
+        "json", help="What messages hold; avro is registered as the schema of TOPIC-value", choices=("json", "avro", "raw")
+    )
+    schema_registry: str | None = option(None, help="URL of the schema registry (avro)", example="http://registry:8081")
+    registry_user: str | None = option(None, help="User of the schema registry")
+    registry_password: Secret | None = option(None, help="Password of the schema registry", example="env:REGISTRY_PASSWORD")
     key: str | None = option(None, help="Column whose text is the key of the message, and so chooses its partition", example="shop")
     headers: tuple[str, ...] = option((), help="Columns that become headers instead of part of the value", example="trace_id")
     delivery: str = option("exactly_once", help="Transactions with a ledger, or sent at once", choices=("exactly_once", "at_least_once"))
@@ -353,6 +375,8 @@ class WriteToKafka(Sink):
         for where, name in (("topic", self.topic), ("ledger", self.ledger)):
             if not re.fullmatch(r"[\w.-]{1,249}", name):
                 yield Problem(f"{name!r} is no name of a topic", where, "letters, digits, ., _ and -")
+        if (self.format == "avro") != (self.schema_registry is not None):
+            yield Problem("format=avro and schema_registry go together", "schema_registry", "readers find the schema of a message there")
         if self.ledger == self.topic:
             yield Problem("the ledger is the topic itself", "ledger", "name another topic")
         for setting in self.topic_config:
@@ -366,6 +390,9 @@ class WriteToKafka(Sink):
             topic=self.topic,
             step=self.label,
             format=self.format,
+            registry=self.schema_registry,
+            registry_user=self.registry_user,
+            registry_password=self.registry_password,
             key=self.key,
             headers=self.headers,
             max_message_bytes=self.max_message_bytes,
