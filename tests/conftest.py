@@ -42,3 +42,10 @@ def kafka(tmp_path_factory):
     """A broker of Kafka, for the whole session."""
     with services.obtain("kafka").cluster(tmp_path_factory.mktemp("kafka")) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def bigquery(tmp_path_factory):
+    """An emulator of BigQuery, for the whole session."""
+    with services.obtain("bigquery").cluster(tmp_path_factory.mktemp("bigquery")) as emulator:
+        yield emulator

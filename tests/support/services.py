@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tiebeam.errors import ConfigError
-from tiebeam.lab import flink, kafka, prism, spark
+from tiebeam.lab import bigquery, flink, kafka, prism, spark
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Service:
 SERVICES = {
     "prism": Service(prism.obtain, prism.find, needed_in_ci="the proofs that Prism loses rows outside its safe mode"),
     "kafka": Service(kafka.obtain, kafka.find, needed_in_ci="everything that is said of Kafka"),
+    "bigquery": Service(bigquery.obtain, bigquery.find, needed_in_ci="everything that is said of BigQuery"),
     "flink": Service(flink.obtain, flink.find, needed_in_ci="streams on Flink: what is right, and what comes back after a loss"),
     "spark": Service(spark.obtain, spark.find, needed_in_ci="the laws on Spark"),
 }
