@@ -148,7 +148,9 @@ def _lasting(code: int, said: str, stream: str) -> Exception:
     table = stream.partition("/streams/")[0]
     if _name_of(code) == "FAILED_PRECONDITION":
         return TransientError(f"the stream of {table} was ended by somebody else: {said}")
-    return ConfigError(Problem(f"BigQuery refuses rows: {said or _name_of(code)}", table, "see the reason; nothing of this commit is visible"))
+    return ConfigError(
+        Problem(f"BigQuery refuses rows: {said or _name_of(code)}", table, "see the reason; nothing of this commit is visible")
+    )
 
 
 def _is_passing(error: Exception) -> bool:
@@ -202,7 +204,9 @@ class _Call:
 def as_arrow(batch: RowBatch) -> dict[str, Any]:
     """Rows as an append request takes them, in Arrow's format."""
     schema = batch.schema.serialize().to_pybytes()
-    return {"arrow_rows": {"writer_schema": {"serialized_schema": schema}, "rows": {"serialized_record_batch": batch.serialize().to_pybytes()}}}
+    return {
+        "arrow_rows": {"writer_schema": {"serialized_schema": schema}, "rows": {"serialized_record_batch": batch.serialize().to_pybytes()}}
+    }
 
 
 def create(clients: Clients, table: TableName) -> str:
@@ -221,9 +225,7 @@ def create(clients: Clients, table: TableName) -> str:
 def finalize(clients: Clients, stream: str, rows: int) -> None:
     """Ends a stream; raises TransientError when it does not hold what was appended to it."""
     secs = clients.connection.answer_secs
-    held = clients.again(
-        f"ending {stream}", lambda: clients.writing.finalize_write_stream(name=stream, retry=None, timeout=secs).row_count
-    )
+    held = clients.again(f"ending {stream}", lambda: clients.writing.finalize_write_stream(name=stream, retry=None, timeout=secs).row_count)
     if held != rows:
         raise TransientError(f"{stream} holds {held:,} rows, and {rows:,} were appended")
 
@@ -237,7 +239,8 @@ def commit(clients: Clients, streams: Iterable[str]) -> bool:
     by_table: dict[str, list[str]] = {}
     for stream in streams:
         by_table.setdefault(stream.partition("/streams/")[0], []).append(stream)
-    return any([_commit(clients, table, named) for table, named in sorted(by_table.items())])
+    committed = [_commit(clients, table, named) for table, named in sorted(by_table.items())]
+    return any(committed)
 
 
 def _commit(clients: Clients, table: str, streams: list[str]) -> bool:
@@ -253,7 +256,8 @@ def _commit(clients: Clients, table: str, streams: list[str]) -> bool:
         errors = {error.entity: error for error in done.stream_errors}
         if done.commit_time and not errors:
             return True
-        if all(is_committed(clients, stream) for stream in streams):
+        already = {e.entity for e in done.stream_errors if e.code.name == "STREAM_ALREADY_COMMITTED"}
+        if all(stream in already or is_committed(clients, stream) for stream in streams):
             return False
         said = next((f"{e.code.name}: {e.error_message}" for e in errors.values()), "no commit time")
         if re.search("NOT_FOUND|INVALID_STREAM|ALREADY_COMMITTED", said):

@@ -13,7 +13,13 @@ from tiebeam.io._bigquery_client import ANSWER_SECS, Clients, Pauses, TableName,
 from tiebeam.io._bigquery_types import Column, columns_of, evolved
 from tiebeam.rows import RowBatch
 
-_PARTITIONED = {"DATE": ("DAY", "MONTH", "YEAR"), "TIMESTAMP": ("HOUR", "DAY", "MONTH", "YEAR"), "DATETIME": ("HOUR", "DAY", "MONTH", "YEAR")}
+_PARTITIONED = {
+    "DATE": ("DAY", "MONTH", "YEAR"),
+    "TIMESTAMP": ("HOUR", "DAY", "MONTH", "YEAR"),
+    "DATETIME": ("HOUR", "DAY", "MONTH", "YEAR"),
+}
+
+_altering = threading.Lock()  # of two threads that add columns one would find the other's change first
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,10 @@ class Layout:
         for where, names in (("key", self.key), ("cluster_by", self.cluster_by), ("partition_by", (self.partition_by,))):
             if missing := [name for name in names if name is not None and name not in kinds]:
                 raise ConfigError(Problem(f"the rows have no column {', '.join(missing)}", where, f"they have: {', '.join(kinds)}"))
-        told: dict[str, Any] = {"schema": {"fields": columns}, "labels": {"made_by": "tiebeam", **dict(_pair(label) for label in self.labels)}}
+        told: dict[str, Any] = {
+            "schema": {"fields": columns},
+            "labels": {"made_by": "tiebeam", **dict(_pair(label) for label in self.labels)},
+        }
         if self.partition_by:
             kind, unit = kinds[self.partition_by], self.partition_unit.upper()
             if unit not in _PARTITIONED.get(kind, ()):
@@ -62,7 +71,6 @@ class Tables:
         self.clients = clients
         self.layout = layout
         self._known: dict[TableName, list[Column]] = {}
-        self._lock = threading.Lock()
 
     def known(self, name: TableName, fresh: bool = False) -> list[Column] | None:
         """The columns of a table; None when there is none."""
@@ -95,7 +103,7 @@ class Tables:
         wanted = columns_of(batch.schema)
         nulls = {field.name.lower() for field, column in zip(batch.schema, batch.columns, strict=True) if column.null_count}
         nulls |= {field.name.lower() for field in batch.schema if pa.types.is_null(field.type)}
-        with self._lock:
+        with _altering:
             fresh, pauses, changed = False, Pauses(self.clients.connection.patience_secs), False
             while True:
                 kept = self.known(name, fresh)
@@ -116,7 +124,9 @@ class Tables:
             if self.layout.create == "never":
                 raise ConfigError(Problem(f"there is no table {name}", "table", "create it, or create=if_needed"))
             if not needed:
-                raise ConfigError(Problem("every column is null, so there is nothing to create the table of", str(name), "create it before"))
+                raise ConfigError(
+                    Problem("every column is null, so there is nothing to create the table of", str(name), "create it before")
+                )
             return self.create(name, self.layout.body(needed), self.layout.expiration_days)
         if self.layout.new_columns == "refuse":
             raise ConfigError(Problem(f"the table {name} lacks: {', '.join(news)}", "new_columns", "new_columns=add, or alter the table"))

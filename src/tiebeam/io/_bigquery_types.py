@@ -94,7 +94,7 @@ def column_of(name: str, kind: pa.DataType) -> Column | None:
 
 def _scalar(name: str, kind: pa.DataType) -> str:
     if isinstance(kind, pa.BaseExtensionType):
-        return _EXTENSIONS.get(kind.extension_name) or _scalar(name, kind.storage_type)
+        return _EXTENSIONS[kind.extension_name] if kind.extension_name in _EXTENSIONS else _scalar(name, kind.storage_type)
     if t.is_duration(kind) or t.is_interval(kind):
         fix = "write seconds as a number, or the two moments"
         raise _refused(name, f"is {kind}; INTERVAL of BigQuery cannot be written by its Storage API", fix)
@@ -130,8 +130,8 @@ def evolved(kept: list[Column], wanted: list[Column], nulls: set[str], *, within
     rows = {c["name"].lower(): c for c in wanted}
     known = {c["name"].lower() for c in kept}
     news, out = [], []
-    for column in kept:
-        row, name = rows.get(column["name"].lower()), within + column["name"]
+    for held in kept:
+        column, row, name = held, rows.get(held["name"].lower()), within + held["name"]
         if column.get("mode") == "REQUIRED" and not within and (row is None or column["name"].lower() in nulls):
             column = {**column, "mode": "NULLABLE"}
             news.append(f"{name} may be null")
@@ -190,7 +190,8 @@ def where_fitted(values: pa.Array, column: Column) -> tuple[pa.Array, pa.Array, 
 
 
 def _empty(column: Column) -> pa.Array:
-    return pa.array([[]] if column.get("mode") == "REPEATED" else [None], arrow_type(column))
+    empty: list[Any] = [[]] if column.get("mode") == "REPEATED" else [None]
+    return pa.array(empty, arrow_type(column))
 
 
 def _fitted(values: pa.Array, column: Column) -> pa.Array:

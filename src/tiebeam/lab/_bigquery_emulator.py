@@ -17,18 +17,56 @@ CHANGE_TYPE, CHANGE_NUMBER = "_CHANGE_TYPE", "_CHANGE_SEQUENCE_NUMBER"
 
 _PRIMARY_KEY = re.compile(r",?\s*PRIMARY\s+KEY\s*\(([^)]*)\)\s*NOT\s+ENFORCED", re.IGNORECASE)
 _CREATED = re.compile(r"CREATE\s+(?:OR\s+REPLACE\s+)?TABLE\s+(?:IF\s+NOT\s+EXISTS\s+)?([`\w.\-]+)", re.IGNORECASE)
-_PATH = re.compile(r".*/projects/([^/]+)/(?:(jobs|queries)|datasets(?:/([^/]+)/tables(?:/([^/]+))?)?)$")
+_PATH = re.compile(r"/bigquery/v2/projects/([^/]+)/(?:(jobs|queries)|datasets(?:/([^/]+)/tables(?:/([^/]+))?)?)$")
 
 
 def main() -> None:
     for mend in (
-        query_destinations, insert_errors, uploads, loads_by_name, partitions_of_loads,
+        job_ids, query_destinations, insert_errors, uploads, loads_by_name, partitions_of_loads,
         nested_rows, unknown_columns, change_rows, commits, schema_updates,
     ):  # fmt: skip
         mend()
     from bqemulator import cli
 
     cli.main()
+
+
+def job_ids() -> None:
+    """The id of a job is taken once, and then answered with 409; 1.4.0 runs it again, and gives uploads ids of its own."""
+    from uuid import uuid4
+
+    from bqemulator.api.routes import jobs, upload
+    from bqemulator.domain.errors import ResourceRef, resource_already_exists
+
+    taken: set[tuple[str, str]] = set()
+    query, load, copy = jobs._handle_query_job, jobs._handle_load_job_with_async_envelope, jobs.execute_copy_job
+    uploaded, configuration_of = upload._run_load, upload._load_configuration_from_envelope
+
+    def once(run: Any) -> Any:
+        async def ran(project: str, job: str, *given: Any, **named: Any) -> Any:
+            if (project, job) in taken:
+                raise resource_already_exists(ResourceRef("job", project, job))
+            taken.add((project, job))
+            try:
+                return await run(project, job, *given, **named)
+            except BaseException:
+                taken.discard((project, job))
+                raise
+
+        return ran
+
+    def configuration(envelope: dict[str, Any]) -> dict[str, Any]:
+        return {**configuration_of(envelope), "_job": envelope.get("jobReference", {}).get("jobId") or uuid4().hex}
+
+    async def run_load(*, project_id: str, configuration: dict[str, Any], **named: Any) -> Any:
+        async def run(project: str, job: str) -> Any:
+            upload._new_job_id = lambda: job
+            return await uploaded(project_id=project, configuration={"load": configuration["load"]}, **named)
+
+        return await once(run)(project_id, configuration["_job"])
+
+    jobs._handle_query_job, jobs._handle_load_job_with_async_envelope, jobs.execute_copy_job = once(query), once(load), once(copy)
+    upload._run_load, upload._load_configuration_from_envelope = run_load, configuration
 
 
 def query_destinations() -> None:
