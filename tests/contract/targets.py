@@ -5,6 +5,7 @@ A new connector needs one entry in `TARGETS`. Without one only what can be said 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,12 @@ from tiebeam.connectors import Sink, Source
 
 @dataclass(frozen=True)
 class Target:
-    """The options that a sink and a source of the same place get, and those of a place that cannot be."""
+    """The options that a sink and a source of the same place get, and those of a place that cannot be; what names the place."""
 
     sink: Callable[[Path], dict[str, Any]]
     source: Callable[[Path], dict[str, Any]]
     impossible: Callable[[Path], dict[str, Any]]
+    shown: Callable[[Path], str] = str
 
 
 def _folder(extension: str, **reading: Any) -> Target:
@@ -40,7 +42,37 @@ def _file(folder: Path) -> Path:
     return file
 
 
+EMULATORS: dict[str, Any] = {}
+"""Services that run, by the connector that needs one: tests/contract/conftest.py starts them for its tests."""
+
+
+def _table(folder: Path) -> dict[str, Any]:
+    """A table in a dataset of its own on the emulator."""
+    return {"table": f"{_dataset(folder)}.sales", **_emulator()}
+
+
+def _emulator() -> dict[str, Any]:
+    running = EMULATORS["bigquery"]
+    return {"bigquery_endpoint": running.rest, "bigquery_storage_endpoint": running.storage, "patience_secs": 20.0}
+
+
+def _dataset(folder: Path) -> str:
+    from google.auth.credentials import AnonymousCredentials
+    from google.cloud import bigquery
+
+    name = f"d_{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}"
+    where = {"api_endpoint": EMULATORS["bigquery"].rest}
+    bigquery.Client("lab", AnonymousCredentials(), client_options=where).create_dataset(name, exists_ok=True)
+    return name
+
+
 TARGETS: dict[str, Target] = {
+    "bigquery": Target(
+        sink=_table,
+        source=_table,
+        impossible=lambda folder: {"table": "nowhere.sales", **_emulator()},
+        shown=_dataset,
+    ),
     "avro": _folder("avro"),
     "csv": _folder("csv", newlines_in_values=True),
     "jsonl": _folder("jsonl"),
@@ -59,6 +91,9 @@ UNPLACED: dict[str, str] = {
 
 # What a connector does not do, with the reason. Each is an expected failure: when it works after all, the test says so.
 GAPS: dict[tuple[str, str], str] = {
+    ("bigquery", "nested"): "an array of BigQuery is never null: one that was comes back empty",
+    ("bigquery", "durations"): "INTERVAL cannot be written by the Storage API: such a column is refused, with what to do",
+    ("bigquery", "odd names"): "a name in BigQuery is letters, digits and _; others are refused, with the column",
     ("avro", "odd names"): "a name in Avro is letters, digits and _; others are refused before the run, with the column",
     ("duckdb", "durations"): "DuckDB has intervals of months, days and microseconds, which are no durations",
 }

@@ -22,7 +22,7 @@ from tiebeam.lab._machine import Leashed, answers, cached, call, fetched, free_p
 
 ENV, STORAGE_ENV = "BIGQUERY_EMULATOR_HOST", "BIGQUERY_STORAGE_EMULATOR_HOST"
 PROJECT = "lab"
-START_SECS = 60
+START_SECS = 240  # three seconds, where nothing else runs
 VERSIONS = (
     "bqemulator==1.4.0",
     "duckdb==1.5.5",
