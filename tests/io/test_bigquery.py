@@ -79,7 +79,8 @@ def numbered(*numbers, **columns):
 EVERYTHING = pa.schema(
     [
         ("n", pa.int64()), ("flag", pa.bool_()), ("small", pa.int8()), ("large", pa.uint64()), ("half", pa.float32()),
-        ("word", pa.string()), ("money", pa.decimal128(18, 2)), ("exact", pa.decimal256(70, 30)), ("raw", pa.binary()), ("day", pa.date32()),
+        ("word", pa.string()), ("money", pa.decimal128(18, 2)), ("exact", pa.decimal256(70, 30)), ("raw", pa.binary()),
+        ("day", pa.date32()),
         ("clock", pa.time64("us")), ("local", pa.timestamp("us")), ("at", pa.timestamp("us", tz="UTC")),
         ("seconds", pa.timestamp("s", tz="Europe/Paris")), ("tags", pa.list_(pa.string())),
         ("lines", pa.list_(pa.struct([("sku", pa.string()), ("price", pa.decimal128(10, 4)), ("sizes", pa.list_(pa.int32()))]))),
