@@ -211,6 +211,9 @@ def change_rows() -> None:
     flush = handler._flush_to_target
 
     def flushed(self: Any, stream: Any, rows: Any) -> None:
+        table = self._ctx.catalog.get_table(stream.project_id, stream.dataset_id, stream.table_id)
+        now = write_servicer._table_arrow_schema(table)  # a stream may be older than columns of its table
+        rows = write_servicer._align_to_target(rows, now)
         plain = rows.drop_columns([CHANGE_TYPE, CHANGE_NUMBER])
         if rows.column(CHANGE_TYPE).null_count == rows.num_rows:
             return flush(self, stream, plain)
