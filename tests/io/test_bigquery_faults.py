@@ -19,7 +19,7 @@ from tiebeam.io.bigquery import WriteToBigQuery
 
 ROWS = 40
 ATTEMPTS = 30
-SCHEDULES = {"stream commits": 150, "whole runs by streams": 40, "whole runs by load jobs": 20}
+SCHEDULES = {"stream commits": 150, "whole runs by streams": 35, "whole runs by load jobs": 15}
 SHARE = 0.2
 
 
