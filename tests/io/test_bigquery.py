@@ -467,3 +467,47 @@ def test_ingest_from_lines_of_json(client, dataset, tmp_path, capsys):
     assert [cli.main(told), cli.main(told)] == [0, 0], capsys.readouterr()
     assert ns(client, dataset) == list(range(20))
     assert client.get_table(f"{dataset}.sales").time_partitioning.field == "day"
+
+
+CONTRACT = """\
+apiVersion: v3.0.2
+kind: DataContract
+id: shop
+version: 1.0.0
+status: active
+schema:
+  - name: sales
+    logicalType: object
+    properties:
+      - name: n
+        logicalType: integer
+        required: true
+      - name: net
+        logicalType: number
+        logicalTypeOptions:
+          minimum: {minimum}
+"""
+
+
+def test_dead_letters_in_a_table_are_replayed_and_gone(client, dataset, tmp_path, capsys):
+    lines = [{"n": i, "net": float(i - 5)} for i in range(20)]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    contract, store = tmp_path / "c.yaml", f"bigquery:{dataset}.rejected"
+    contract.write_text(CONTRACT.format(minimum=0))
+    told = ["run", "ingest", "--source=jsonl", f"--source_path={tmp_path}/in.jsonl", f"--contract={contract}"]
+    told += ["--sink=bigquery", f"--sink_table={dataset}.sales", f"--dead_letters={store}"]
+    assert cli.main(told) == 0, capsys.readouterr()
+    assert ns(client, dataset) == list(range(5, 20))
+    assert len(rows(client, dataset, "SELECT * FROM {}", "rejected")) == 5
+    contract.write_text(CONTRACT.format(minimum=-3))
+    assert cli.main(["replay", f"--dead_letters={store}"]) == 0, capsys.readouterr()
+    assert ns(client, dataset) == list(range(2, 20))
+    left = rows(client, dataset, "SELECT * FROM {}", "rejected")
+    assert [letter["attempt"] for letter in left] == [2, 2]
+    contract.write_text(CONTRACT.format(minimum=-10))
+    assert cli.main(["replay", f"--dead_letters={store}"]) == 0, capsys.readouterr()
+    assert ns(client, dataset) == list(range(20))
+    assert rows(client, dataset, "SELECT * FROM {}", "rejected") == []
+    capsys.readouterr()
+    assert cli.main(["replay", f"--dead_letters={store}"]) == 0
+    assert "no dead letters wait" in capsys.readouterr().out

@@ -22,6 +22,7 @@ from tiebeam.errors import ConfigError, Problem, TransientError
 from tiebeam.io import _bigquery_reader as reader
 from tiebeam.io import _bigquery_writer as writer
 from tiebeam.io._bigquery_client import ANSWER_SECS, Clients, Connection, TableName
+from tiebeam.io._bigquery_letters import LetterTable
 from tiebeam.io._bigquery_tables import Layout, Tables
 from tiebeam.io._event_time import event_times
 from tiebeam.io._typed_files import positions, with_positions
@@ -315,6 +316,11 @@ class WriteToBigQuery(Sink):
 
     def is_published(self, run_id: str) -> bool:
         return True if self.target.direct else writer.is_published(self.target, run_id)
+
+    def letter_table(self) -> LetterTable:
+        """The table as one of dead letters, for a replay (`--dead_letters=bigquery:TABLE`)."""
+        target = self.target
+        return LetterTable(target.clients, target.home)
 
     def discard(self, run_id: str) -> None:
         with contextlib.suppress(Exception):
