@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import multiprocessing
+import os
 import random
+import time
 import uuid
 from collections import Counter
 
@@ -16,6 +20,7 @@ from tiebeam.errors import TransientError
 from tiebeam.io import _bigquery_writer as writing
 from tiebeam.io._bigquery_client import Connection
 from tiebeam.io.bigquery import WriteToBigQuery
+from tiebeam.staging import Staged
 
 ROWS = 40
 ATTEMPTS = 30
@@ -105,3 +110,72 @@ def test_nothing_is_lost_and_nothing_doubled(kind, network, bigquery, dataset):
     assert refused == (Counter() if "load" in kind else Counter(refused=sum(is_poison(n) for n in range(SCHEDULES[kind] * ROWS))))
     happened = {said.partition(" ")[2] for said in faults.seen}
     assert KINDS["REST" if "load" in kind else "Storage"] <= happened, "else these schedules prove less than they say"
+
+
+def test_a_row_that_no_request_can_hold_is_refused(bigquery, dataset):
+    target = target_of(bigquery, dataset, "large", "storage_write")
+    batch = pa.RecordBatch.from_pydict({"n": [1, 2, 3], "word": ["a", "b" * 11_000_000, "c" * 8_000_000]})
+    pieces, refused = staged(target, "r1", [batch])
+    assert [letter["detail"] for letter in refused] == ["a row of 11,000,012 bytes is larger than a request"]
+    assert sum(piece.rows for piece in pieces) == 2
+
+
+# ---- kill -9
+
+KILLS, COMMITS, COMMIT_ROWS = 20, 60, 25
+
+
+def write_on(emulator, dataset, journal):
+    """Writes numbered commits, as the two steps of tiebeam.commits do: what is staged is noted durably, and published from the notes."""
+    target = target_of(emulator, dataset, "killed", "storage_write")
+    target = dataclasses.replace(target, connection=dataclasses.replace(target.connection, patience_secs=30.0))
+    noted = [json.loads(line) for line in journal.read_text().splitlines() if line.endswith("}")] if journal.exists() else []
+    published_names = {note["done"] for note in noted if "done" in note}
+    with journal.open("a") as file:
+
+        def note(told):
+            file.write("\n" + json.dumps(told))
+            file.flush()
+            os.fsync(file.fileno())
+
+        for told in [n for n in noted if "name" in n and n["name"] not in published_names]:
+            writing.publish(target, told["name"], [Staged(**piece) for piece in told["pieces"]])
+            note({"done": told["name"]})
+        for number in range(len({n["number"] for n in noted if "name" in n}), COMMITS):
+            name = name_of("killed", 0)
+            numbers = range(number * COMMIT_ROWS, (number + 1) * COMMIT_ROWS)
+            pieces, _ = staged(target, name, [pa.RecordBatch.from_pydict({"n": pa.array(numbers, pa.int64())})])
+            note({"name": name, "number": number, "pieces": [dataclasses.asdict(piece) for piece in pieces]})
+            writing.publish(target, name, pieces)
+            note({"done": name})
+
+
+def test_kill_9_at_random_moments(bigquery, dataset, tmp_path):
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["tiebeam.io.bigquery", "google.cloud.bigquery", "google.cloud.bigquery_storage_v1"])
+    journal, rng, killed = tmp_path / "journal", random.Random(7), 0
+    while True:
+        writer = processes.Process(target=write_on, args=(bigquery, dataset, journal), daemon=True)
+        writer.start()
+        size, until = lines_of(journal), time.monotonic() + 120
+        while killed < KILLS and lines_of(journal) < size + rng.randrange(1, 5) and writer.is_alive():  # it has come a step further
+            assert time.monotonic() < until, "nothing is written any more"
+            time.sleep(0.001)
+        if killed == KILLS:
+            break
+        writer.join(rng.random() * 0.2)
+        killed += writer.is_alive()
+        writer.kill()
+        writer.join()
+        if writer.exitcode == 0:
+            break
+    writer.join(300)
+    assert writer.exitcode == 0
+    assert killed >= KILLS // 2, "it was too fast to be killed often"
+    client = Connection(endpoint=bigquery.rest, storage_endpoint=bigquery.storage).open().rest
+    seen = Counter(row["n"] for row in client.query_and_wait(f"SELECT n FROM `lab.{dataset}.killed`"))
+    assert seen == Counter(range(COMMITS * COMMIT_ROWS))
+
+
+def lines_of(file) -> int:
+    return len(file.read_bytes().splitlines()) if file.exists() else 0

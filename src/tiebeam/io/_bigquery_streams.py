@@ -22,7 +22,6 @@ from tiebeam.rows import RowBatch
 
 REQUEST_BYTES = 9_000_000
 """A request may have 10 MB; what comes around the rows is in the difference."""
-_IN_FLIGHT = 4
 _ALREADY_EXISTS, _OUT_OF_RANGE, _INVALID_ARGUMENT = 6, 11, 3
 _NEW_COLUMN_NOT_SEEN = "SCHEMA_MISMATCH_EXTRA_FIELDS"
 
@@ -59,38 +58,34 @@ class Appender:
         self.stream = stream
         self.encode = encode
         self.exact = exact
+        self.limit = REQUEST_BYTES if encode is as_arrow else REQUEST_BYTES // 4  # protocol buffers may be larger
         self.taken = 0
         self.bytes = 0
         self._call: _Call | None = None
 
     def append(self, batch: RowBatch) -> list[Refused]:
-        """Appends a batch, and returns once the service has it; which rows it refuses, and why."""
+        """Appends a batch, and returns once the service has it; which rows it refuses, and why.
+
+        One request is on its way at a time: one that comes late on a connection given up is then never at the offset of another.
+        """
         waiting = deque(self._parts(_Part(range(batch.num_rows), batch)))
-        sent: deque[_Part] = deque()
-        refused: list[Refused] = []
+        refused = [
+            Refused([p.numbers[0]], [f"a row of {p.batch.nbytes:,} bytes is larger than a request"]) for p in waiting if self._large(p)
+        ]
+        waiting = deque(part for part in waiting if not self._large(part))
         pauses = self._pauses()
-        while waiting or sent:
+        while waiting:
             try:
                 call = self._call = self._call or _Call(self.clients, self.stream)
-                while waiting and len(sent) < _IN_FLIGHT:
-                    offset = self.taken + sum(part.batch.num_rows for part in sent)
-                    call.send(self._request(waiting[0].batch, offset, first=call.sent == 0))
-                    sent.append(waiting.popleft())
-                trouble = self._answer(call.receive(), sent[0], refused, waiting)
+                call.send(self._request(waiting[0].batch))
+                trouble = self._answer(call.receive(), waiting, refused)
             except Exception as e:
                 if not _is_passing(e):
                     raise
-                trouble = str(e)
-            if trouble == "":
-                part = sent.popleft()
-                self.taken += part.batch.num_rows
-                self.bytes += part.batch.nbytes
+                trouble = str(e) or type(e).__name__
+            if trouble is None:
                 pauses = self._pauses()
                 continue
-            if trouble is None:  # the first of what was sent was refused, and all behind it had offsets that follow it
-                sent.popleft()
-            waiting.extendleft(reversed(sent))
-            sent.clear()
             self.close()
             if trouble:
                 pauses.wait(f"rows to {self.stream}", trouble)
@@ -107,38 +102,44 @@ class Appender:
 
     def _parts(self, part: _Part) -> Iterator[_Part]:
         """Cuts rows into requests."""
-        if part.batch.get_total_buffer_size() <= REQUEST_BYTES or part.batch.nbytes <= REQUEST_BYTES or part.batch.num_rows == 1:
+        if part.batch.nbytes <= self.limit or part.batch.num_rows == 1:
             yield part
         else:
             for half in part.halves():
                 yield from self._parts(half)
 
-    def _request(self, batch: RowBatch, offset: int, first: bool) -> Any:
+    def _large(self, part: _Part) -> bool:
+        return part.batch.num_rows == 1 and part.batch.nbytes > REQUEST_BYTES
+
+    def _request(self, batch: RowBatch) -> Any:
         from google.cloud.bigquery_storage_v1 import types
 
         request = types.AppendRowsRequest(**self.encode(batch), write_stream=self.stream, trace_id="tiebeam")
         if self.exact:
-            request.offset = offset
+            request.offset = self.taken
         return request
 
-    def _answer(self, answer: Any, part: _Part, refused: list[Refused], waiting: deque[_Part]) -> str | None:
-        """What an answer says: "" the rows are taken; None they are refused, all or some; else what went wrong for now."""
-        code = answer.error.code
+    def _answer(self, answer: Any, waiting: deque[_Part], refused: list[Refused]) -> str | None:
+        """What an answer to the first part says: None rows are taken; "" some were refused and left out; else what is wrong for now."""
+        code, said = answer.error.code, answer.error.message
         if code == 0 or (code == _ALREADY_EXISTS and self.exact):
-            return ""
-        said = answer.error.message
+            part = waiting.popleft()
+            self.taken += part.batch.num_rows
+            self.bytes += part.batch.nbytes
+            return None
         if answer.row_errors:
-            bad = {int(e.index): e.message for e in answer.row_errors}
+            part, bad = waiting.popleft(), {int(e.index): e.message for e in answer.row_errors}
             refused.append(Refused([part.numbers[i] for i in sorted(bad)], [bad[i] for i in sorted(bad)]))
             left = part.without(set(bad))
             waiting.extendleft([left] if left.batch.num_rows else [])
-            return None
+            return ""
         if code == _INVALID_ARGUMENT and _NEW_COLUMN_NOT_SEEN not in said:
+            part = waiting.popleft()
             if part.batch.num_rows == 1:
                 refused.append(Refused([part.numbers[0]], [said]))
             else:
                 waiting.extendleft(reversed(part.halves()))
-            return None
+            return ""
         if code == _OUT_OF_RANGE or _NEW_COLUMN_NOT_SEEN in said or _name_of(code) in TRANSIENT:
             return said or _name_of(code)
         raise _lasting(code, said, self.stream)
@@ -175,14 +176,12 @@ class _Call:
 
     def __init__(self, clients: Clients, stream: str):
         self.secs = clients.connection.answer_secs
-        self.sent = 0
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         routed = (("x-goog-request-params", f"write_stream={stream}"),)
         self._answers = clients.writing.transport.append_rows(iter(self._requests.get, None), metadata=routed)
 
     def send(self, request: Any) -> None:
         self._requests.put(request)
-        self.sent += 1
 
     def receive(self) -> Any:
         watch = threading.Timer(self.secs, self._answers.cancel)

@@ -335,7 +335,8 @@ def publish(target: Target, run_id: str, staged: list[Staged]) -> bool:
     if not ((noted := ledger.note(name)) and noted.done):
         ledger.tell(name, "begun", run_id, str(target.home), rows)
         first = ledger.in_transaction(name, _statements(target, by_table), rows, f"publishing in {target.home}")
-    _forget(target, name)
+    for piece in by_table:
+        _drop(target.clients, TableName.of(piece.handle, target.clients.project))
     return first
 
 
