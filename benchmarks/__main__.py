@@ -10,7 +10,7 @@ import importlib
 
 NAMES = (
     "windowed_sum", "kafka", "nexmark", "sessions", "deduplicate", "as_of_join", "trail", "skew", "keyed_memory",
-    "json_to_parquet", "ingest", "startup", "coder",
+    "json_to_parquet", "bigquery", "ingest", "startup", "coder",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Writes docs/generated/ from the code, a page of connectors and one of pipelines, and the table of the laws in docs/runners.md.
+"""Writes docs/generated/ from the code, the table of the laws in docs/runners.md, and that of types in docs/bigquery.md.
 
 python docs/generate.py           write
 python docs/generate.py --check   exit 1 when a page is not as the code would have it
@@ -15,6 +15,7 @@ from tiebeam import cli, registry
 FOLDER = Path(__file__).parent
 TESTS = Path(__file__).parents[1] / "tests"
 LAWS, END = "<!-- Written by docs/generate.py from tests/laws: do not edit. -->", "<!-- end -->"
+TYPES = "<!-- Written by docs/generate.py from src/tiebeam/io/_bigquery_types.py: do not edit. -->"
 NOTE = "<!-- Written by docs/generate.py from the code: do not edit. -->\n\n"
 
 
@@ -73,7 +74,17 @@ def runners_page() -> str:
     return before + LAWS + "\n\n" + table + "\n\n" + END + rest.split(END, 1)[1]
 
 
-PAGES = {"generated/connectors.md": connector_page, "generated/pipelines.md": pipeline_page, "runners.md": runners_page}
+def bigquery_page() -> str:
+    """The page of BigQuery as it is, its table of types written anew."""
+    from tiebeam.io._bigquery_types import mapping
+
+    lines = ["| Arrow | BigQuery | read back as |", "|---|---|---|"]
+    lines += [f"| `{kind}` | {column} | {f'`{back}`' if back and column != 'refused' else back} |" for kind, column, back in mapping()]
+    before, rest = (FOLDER / "bigquery.md").read_text(encoding="utf-8").split(TYPES, 1)
+    return before + TYPES + "\n\n" + "\n".join(lines) + "\n\n" + END + rest.split(END, 1)[1]
+
+
+PAGES = {"generated/connectors.md": connector_page, "generated/pipelines.md": pipeline_page, "runners.md": runners_page, "bigquery.md": bigquery_page}
 
 
 def main(check: bool) -> int:

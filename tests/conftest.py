@@ -67,3 +67,10 @@ def pubsub(tmp_path_factory):
     """Google's Pub/Sub emulator, for the whole session."""
     with services.obtain("pubsub").server(tmp_path_factory.mktemp("pubsub")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def bigquery(tmp_path_factory):
+    """An emulator of BigQuery, for the whole session."""
+    with services.obtain("bigquery").cluster(tmp_path_factory.mktemp("bigquery")) as emulator:
+        yield emulator

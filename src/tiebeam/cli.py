@@ -26,7 +26,7 @@ tiebeam: ready-made data pipelines on Apache Beam
   tiebeam run PIPELINE --flags      plan, then run
   tiebeam replay --dead_letters=D   run rejected rows through their pipeline again
   tiebeam top [JOB]                 how a stream on Flink is doing; --flink_master=HOST:PORT, --once
-  tiebeam lab up|status|down        services on this machine to try things with (Kafka); --folder=work/lab
+  tiebeam lab up|status|down        services on this machine to try things with (Kafka, BigQuery); --folder=work/lab
   tiebeam completion SHELL          completion for bash, zsh or fish
   tiebeam --version
 
@@ -204,20 +204,23 @@ def _lab(argv: list[str]) -> int:
     words = [a for a in argv if not a.startswith("--folder=") and a != "--json"]
     verb, *services = words or [""]
     if verb not in ("up", "status", "down") or (services and verb != "up") or set(services) - set(_keeper.SERVICES):
-        raise ConfigError(Problem(f"cannot be understood: {' '.join(words)!r}", "lab", "tiebeam lab up [kafka], status or down"))
+        raise ConfigError(
+            Problem(f"cannot be understood: {' '.join(words)!r}", "lab", f"tiebeam lab up [{' | '.join(_keeper.SERVICES)}], status or down")
+        )
     folder = Path(folders[-1] if folders else "work/lab")
     if verb == "down":
         ended = _keeper.down(folder)
         print(f"ended: {', '.join(ended)}" if ended else "nothing was running")
         return 0
     if verb == "up":
-        for service in services or _keeper.SERVICES:
+        for service in services or _keeper.FIRST:
             _keeper.up(service, folder)
     running = _keeper.status(folder)
     if "--json" in argv:
         print(json.dumps(running, indent=2))
     elif running:
         print(table(["service", "address", "process"], [(name, told["address"], str(told["pid"])) for name, told in running.items()]))
+        print("\n".join(f"export {name}={value}" for told in running.values() for name, value in told["environment"].items()))
     else:
         print("nothing is running")
     return 0

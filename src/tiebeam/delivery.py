@@ -34,8 +34,7 @@ from tiebeam.staging import Staged, TwoPhase, Writer
 from tiebeam.steps import NAMESPACE, ROWS_OUT, BatchFn, apply_batches, count
 
 ALREADY_PUBLISHED = "already_published"
-JOBS = "_jobs"
-PARKED = "parked"
+JOBS, PARKED = "_jobs", "parked"
 
 _open: weakref.WeakKeyDictionary[beam.Pipeline, Delivery] = weakref.WeakKeyDictionary()
 
@@ -43,7 +42,7 @@ _open: weakref.WeakKeyDictionary[beam.Pipeline, Delivery] = weakref.WeakKeyDicti
 class Delivery:
     """Publishes everything a pipeline writes together, at its end, and keeps its dead letters.
 
-    `dead_letters` is a path (newline-delimited JSON) or any sink, by default a folder beside the first sink's output.
+    `dead_letters` is a folder, `bigquery:TABLE` or any sink, by default a folder beside the first sink's output.
     A run whose share of rejected rows is above `max_rejected_ratio` publishes its dead letters and nothing else, and
     fails with TooManyRejectedError. `prior_attempts` gives, by row position, how often a row was refused before (a
     replay knows); a row refused more than `max_attempts` times is parked, in a folder within the store.
@@ -62,9 +61,9 @@ class Delivery:
     ):
         self.pipeline = pipeline
         self._store = dead_letters
+        self.named = dead_letters if isinstance(dead_letters, str) else None
         self.run_id = run_id or uuid.uuid4().hex
-        self.max_rejected_ratio = max_rejected_ratio
-        self.max_attempts = max_attempts
+        self.max_rejected_ratio, self.max_attempts = max_rejected_ratio, max_attempts
         self.stamp = _StampFn("Keep dead letters", name, self.run_id, prior_attempts or {})
         self.sinks: dict[str, tuple[str, TwoPhase, beam.PCollection]] = {}
         self.read: list[beam.PCollection] = []
@@ -85,7 +84,10 @@ class Delivery:
 
     def keep_job(self, job: dict[str, Any]) -> None:
         """Keeps with the store what a replay needs to build the same job again."""
-        files.write(files.join(self.store_location(), JOBS, f"{self.run_id}.json"), json.dumps(job, indent=2).encode())
+        if hasattr(self.store, "letter_table"):
+            self.store.letter_table().keep_note(self.run_id, json.dumps(job))
+        else:
+            files.write(files.join(self.store_location(), JOBS, f"{self.run_id}.json"), json.dumps(job, indent=2).encode())
 
     def discard(self) -> None:
         """Removes what this run staged, after it failed."""
@@ -128,8 +130,19 @@ class _Deliver(beam.PTransform):
 
 
 def keep_at(path: str) -> TwoPhase:
-    """The sink that dead letters go to when only a path was given."""
-    return registry.connector("sink", "jsonl")(path=path, mode="append")
+    """The sink that dead letters go to when only a place was given: a folder, or `bigquery:TABLE`."""
+    name, colon, table = path.partition(":")
+    if not colon or name not in registry.modules("connectors"):
+        return registry.connector("sink", "jsonl")(path=path, mode="append")
+    sink = registry.connector("sink", name)
+    if not hasattr(sink, "letter_table"):
+        raise ConfigError(Problem(f"{name} keeps no dead letters", "dead_letters", "name a folder, or bigquery:TABLE"))
+    return sink(table=table)
+
+
+def parked_beside(place: str) -> str:
+    """Where letters of a store are parked: within a folder, or in a table beside."""
+    return f"{place}_{PARKED}" if place.partition(":")[0] in registry.modules("connectors") else files.join(place, PARKED)
 
 
 def beside(location: str) -> str:
@@ -198,7 +211,7 @@ def _keep(delivery: Delivery, rejected: list[beam.PCollection], label: str = "de
         return stamped | f"Commit {label}" >> Commit(delivery.store, f"Store {label}", delivery.run_id, final=True)
     kept = _store(p, label, delivery.store, delivery.run_id, stamped | f"Live {label}" >> _Attempts(most=delivery.max_attempts))
     if delivery.stamp.prior_attempts:
-        parked = keep_at(files.join(delivery.store_location(), PARKED))
+        parked = keep_at(parked_beside(delivery.named or delivery.store_location()))
         beyond = stamped | f"Parked {label}" >> _Attempts(least=delivery.max_attempts + 1)
         kept = (kept, _store(p, f"parked {label}", parked, delivery.run_id, beyond)) | f"Kept {label}" >> beam.Flatten()
     if delivery.max_rejected_ratio >= 1:

@@ -20,6 +20,7 @@ from tiebeam.errors import ConfigError, Problem
 
 CONNECTORS = {
     "avro": "tiebeam.io.avro",
+    "bigquery": "tiebeam.io.bigquery",
     "csv": "tiebeam.io.csv",
     "duckdb": "tiebeam.io.duckdb",
     "jsonl": "tiebeam.io.jsonl",

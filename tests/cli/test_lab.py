@@ -9,6 +9,7 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from tiebeam import cli
+from tiebeam.lab import bigquery as lab_bigquery
 from tiebeam.lab import kafka as lab_kafka
 from tiebeam.lab._machine import answers
 
@@ -44,6 +45,20 @@ def found(servers: str, topic: str) -> bool:
         if time.monotonic() > until:
             return False
     return True
+
+
+def test_bigquery_is_there_where_the_lab_says(tmp_path, capsys, bigquery, monkeypatch):
+    monkeypatch.delenv(lab_bigquery.ENV, raising=False)
+    folder = f"--folder={tmp_path}"
+    try:
+        shown = told(capsys, "up", "bigquery", folder)
+        found = dict(line.removeprefix("export ").split("=", 1) for line in shown.splitlines() if line.startswith("export "))
+        rest, storage = found[lab_bigquery.ENV], found[lab_bigquery.STORAGE_ENV]
+        assert answers(rest.removeprefix("http://"))
+        assert answers(storage)
+    finally:
+        told(capsys, "down", folder)
+    assert not answers(storage)
 
 
 @pytest.mark.parametrize("argv", [[], ["start"], ["up", "zookeeper"], ["down", "kafka"]])

@@ -5,6 +5,7 @@ A new connector needs one entry in `TARGETS`. Without one only what can be said 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from tiebeam.connectors import Sink, Source
 
 @dataclass(frozen=True)
 class Target:
-    """The options that a sink and a source of the same place get, and those of a place that cannot be."""
+    """The options that a sink and a source of the same place get, and those of a place that cannot be; what names the place."""
 
     sink: Callable[[Path], dict[str, Any]]
     source: Callable[[Path], dict[str, Any]]
@@ -27,6 +28,8 @@ class Target:
     """The connector, where the name of the place is another."""
     fixture: str = ""
     """The fixture of the service that the place is in."""
+    shown: Callable[[Path], str] = str
+    """What stands for the place where a connector is shown."""
 
 
 def _folder(extension: str, **reading: Any) -> Target:
@@ -55,7 +58,37 @@ def _file(folder: Path) -> Path:
     return file
 
 
+EMULATORS: dict[str, Any] = {}
+"""Services that run, by the connector that needs one: tests/contract/conftest.py starts them for its tests."""
+
+
+def _table(folder: Path) -> dict[str, Any]:
+    """A table in a dataset of its own on the emulator."""
+    return {"table": f"{_dataset(folder)}.sales", **_emulator()}
+
+
+def _emulator() -> dict[str, Any]:
+    running = EMULATORS["bigquery"]
+    return {"bigquery_endpoint": running.rest, "bigquery_storage_endpoint": running.storage, "patience_secs": 20.0}
+
+
+def _dataset(folder: Path) -> str:
+    from google.auth.credentials import AnonymousCredentials
+    from google.cloud import bigquery
+
+    name = f"d_{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}"
+    where = {"api_endpoint": EMULATORS["bigquery"].rest}
+    bigquery.Client("lab", AnonymousCredentials(), client_options=where).create_dataset(name, exists_ok=True)
+    return name
+
+
 TARGETS: dict[str, Target] = {
+    "bigquery": Target(
+        sink=_table,
+        source=_table,
+        impossible=lambda folder: {"table": "nowhere.sales", **_emulator()},
+        shown=_dataset,
+    ),
     "avro": _folder("avro"),
     "csv": _folder("csv", newlines_in_values=True),
     "jsonl": _folder("jsonl"),
@@ -83,6 +116,9 @@ UNPLACED: dict[str, str] = {
 
 # What a connector does not do, with the reason. Each is an expected failure: when it works after all, the test says so.
 GAPS: dict[tuple[str, str], str] = {
+    ("bigquery", "nested"): "an array of BigQuery is never null: one that was comes back empty",
+    ("bigquery", "durations"): "INTERVAL cannot be written by the Storage API: such a column is refused, with what to do",
+    ("bigquery", "odd names"): "a name in BigQuery is letters, digits and _; others are refused, with the column",
     ("avro", "odd names"): "a name in Avro is letters, digits and _; others are refused before the run, with the column",
     ("avro on gs", "odd names"): "as avro",
     ("duckdb", "durations"): "DuckDB has intervals of months, days and microseconds, which are no durations",

@@ -1,6 +1,6 @@
 """Keeps services running between commands: a process of its own starts them, says where they are, and ends them.
 
-FOLDER/kafka.json     {"pid": …, "address": "127.0.0.1:…"}, there while the service runs
+FOLDER/kafka.json     {"pid": …, "address": "127.0.0.1:…", "environment": {…}}, there while the service runs
 FOLDER/kafka/…        its data, which stays for the next time
 """
 
@@ -20,8 +20,10 @@ from typing import Any
 
 from tiebeam.errors import ConfigError, Problem
 
-SERVICES = ("kafka",)
-UP_SECS = 120
+SERVICES = ("kafka", "bigquery")
+FIRST = ("kafka",)
+"""What is started when no service is named."""
+UP_SECS = 300  # it may have to be installed first
 
 
 def up(service: str, folder: Path) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def keep(service: str, folder: Path) -> None:
     with import_module(f"tiebeam.lab.{service}").obtain().cluster(folder.absolute() / service) as running:
         told = folder / f"{service}.json"
         draft = told.with_suffix(".draft")
-        draft.write_text(json.dumps({"pid": os.getpid(), "address": running.servers}))
+        draft.write_text(json.dumps({"pid": os.getpid(), "address": running.servers, "environment": running.environment}))
         draft.replace(told)
         over.wait()
         told.unlink(missing_ok=True)

@@ -136,6 +136,11 @@ class Cluster:
         """What a client is given to find the cluster."""
         return ",".join(self.addresses)
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What tests and other commands are told to find the cluster."""
+        return {ENV: self.servers}
+
     def stop(self) -> None:
         """Ends all brokers that were started here."""
         kill_all(broker.program for broker in self.brokers if broker.program)

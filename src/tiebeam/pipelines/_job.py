@@ -182,7 +182,9 @@ def execute(job: Job, *, prior_attempts: dict[str, int] | None = None, before_dr
     p, delivery = assemble(job, prior_attempts=prior_attempts)
     by_id, reads = labels_by_id(p), getattr(job.module, "READS", ())
     labels = top_labels(list(by_id.values()))
-    outcome = Outcome(job.name, job.run_id, job.runner, dead_letters=delivery.store_location(), outputs=list(delivery.sinks))
+    outcome = Outcome(
+        job.name, job.run_id, job.runner, dead_letters=delivery.named or delivery.store_location(), outputs=list(delivery.sinks)
+    )
     steps.reset_tally()
     started = time.monotonic()
     print(f"{job.name}: run {job.run_id} on {job.runner}", file=sys.stderr)

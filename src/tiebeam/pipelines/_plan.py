@@ -47,7 +47,7 @@ def describe(job: _job.Job, p: beam.Pipeline, delivery: Delivery) -> dict[str, A
         "reads": {role: repr(c) for role, c in _job.connectors(job.options).items() if hasattr(c, "sample")},
         "writes": {place: sink.mode for place, (_, sink, _) in delivery.sinks.items()},
         "commits": {place: _commits(sink) for place, (_, sink, _) in delivery.sinks.items()} if job.endless else {},
-        "dead_letters": delivery.store_location(),
+        "dead_letters": delivery.named or delivery.store_location(),
         "max_rejected_ratio": job.options.max_rejected_ratio,
         "schemas": schemas,
         "contract": job.module.contract_of(job.options).summary() if hasattr(job.module, "contract_of") else [],

@@ -11,8 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from apache_beam import pvalue
 
+from tiebeam.connectors import Sink
+from tiebeam.errors import ConfigError, Problem
 from tiebeam.io.duckdb import WriteToDuckDB
 from tiebeam.io.parquet import WriteToParquet
+from tiebeam.options import declared
 from tiebeam.pipelines._retail_data import TIME_ZONE
 from tiebeam.rows import RESERVED, ROW_TIME, RowBatch, batches, with_column
 from tiebeam.steps import ROWS_IN, BatchFn, apply_batches, count
@@ -149,19 +152,31 @@ class _ComputeFn(BatchFn):
 
 
 class Store(beam.PTransform):
-    """Writes a table twice: as Parquet files into a folder of its name, and into the warehouse.
+    """Writes a table twice: as Parquet files into a folder of its name, and into the warehouse; and to a third place, if there is one.
 
-    Delivery: exactly once: both replace what was there, at the end of the run.
+    Delivery: exactly once: all replace what was there, at the end of the run.
     """
 
-    def __init__(self, folder: str, warehouse: str, table: str):
+    def __init__(self, folder: str, warehouse: str, table: str, sink: Sink | None = None):
         super().__init__()
-        self.folder, self.warehouse, self.table = folder.rstrip("/"), warehouse, table
+        self.folder, self.warehouse, self.table, self.sink = folder.rstrip("/"), warehouse, table, sink
 
     def expand(self, rows: beam.PCollection) -> beam.PCollection:
         partition_by = _PARTITIONS.get(self.table, ())
         rows | "Parquet" >> WriteToParquet(f"{self.folder}/{self.table}", mode="replace", partition_by=partition_by)
+        if self.sink is not None:
+            rows | "Sink" >> sink_of(self.sink, self.table)
         return rows | "DuckDB" >> WriteToDuckDB(self.warehouse, self.table, mode="replace")
+
+
+def sink_of(sink: Sink, table: str) -> Sink:
+    """A sink for one table: `{table}` in its options is the table's name."""
+    told = {o.name: getattr(sink, o.name) for o in declared(type(sink))}
+    named = {name: value.replace("{table}", table) if isinstance(value, str) else value for name, value in told.items()}
+    if named == told:
+        fix = "say {table} where its name belongs, such as --sink_table='shop.{table}'"
+        raise ConfigError(Problem("all tables would go to one place", "--sink", fix))
+    return type(sink)(**{**named, "mode": "replace"})
 
 
 def frame_of(parts: list[RowBatch]) -> pl.DataFrame | None:

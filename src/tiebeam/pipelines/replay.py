@@ -13,43 +13,30 @@ written down before it starts, and they leave the store in one step after it is 
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import apache_beam as beam
 import pyarrow as pa
 
-from tiebeam import files as storage
 from tiebeam import registry, terminal
 from tiebeam.connectors import Source
 from tiebeam.dead_letters import SCHEMA, Letters, letters
-from tiebeam.delivery import JOBS, PARKED, keep_at
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.options import JobOptions, declared, option
 from tiebeam.pipelines import _job
+from tiebeam.pipelines._letter_store import Store, Taken, park, store_at
 from tiebeam.rows import ROW_POSITION, RowBatch
 from tiebeam.steps import BatchFn, apply_batches
-
-PLANS = "_replays"
 
 
 class Options(JobOptions):
     """Which dead letters are replayed; further flags override those of the jobs they came from."""
 
-    dead_letters: str = option(help="The store of dead letters to replay", example="out.rejected")
-
-
-@dataclass(frozen=True)
-class Store:
-    """What lies in a store: letters by the job they came from, and lines that are no letters."""
-
-    letters: dict[str, list[dict[str, Any]]]
-    broken: list[tuple[str, bytes]]
+    dead_letters: str = option(help="The store of dead letters to replay, a folder or bigquery:TABLE", example="out.rejected")
 
 
 class ReadLetters(Source):
@@ -99,25 +86,23 @@ class _DecodeFn(BatchFn):
 def main(argv: list[str], as_json: bool) -> int:
     """Replays a store and returns the exit code."""
     path, overrides = _split(argv)
-    sink: Any = keep_at(path)  # a sink of files, which lists and retires them besides
-    plan = _open_plan(path, sink.files())
-    if plan is None:
+    store = store_at(path)
+    taken = store.take()
+    if taken is None:
         print(json.dumps({"replayed": 0}) if as_json else f"no dead letters wait in {path}")
         return 0
-    store = _read(plan["files"])
-    _park(path, plan["id"], store.broken)
-    outcomes = [_replay(path, plan["id"], i, key, rows, overrides) for i, (key, rows) in enumerate(sorted(store.letters.items()))]
-    sink.retire(f"{plan['id']}-done", plan["files"])
-    _close_plan(path, plan["id"])
+    park(path, taken)
+    outcomes = [_replay(path, store, taken.id, i, key, rows, overrides) for i, (key, rows) in enumerate(sorted(taken.letters.items()))]
+    store.close(taken)
     if as_json:
         print(
             json.dumps(
-                {"replayed": sum(map(len, store.letters.values())), "parked": len(store.broken), "runs": [asdict(o) for o in outcomes]},
+                {"replayed": sum(map(len, taken.letters.values())), "parked": len(taken.broken), "runs": [asdict(o) for o in outcomes]},
                 indent=2,
             )
         )
     else:
-        print(_report(path, store, outcomes))
+        print(_report(path, taken, outcomes))
     return 0
 
 
@@ -125,79 +110,13 @@ def _split(argv: list[str]) -> tuple[str, list[str]]:
     paths = [a.partition("=")[2] for a in argv if a.startswith("--dead_letters=")]
     if len(paths) != 1 or not paths[0]:
         raise ConfigError(Problem("is required, once", "--dead_letters", "the store to replay, such as --dead_letters=out.rejected"))
-    path = paths[0].rstrip("/")
-    if not storage.exists(path):
-        raise ConfigError(Problem(f"there is no store at {path}", "--dead_letters", "the folder that a run's summary names as `rejected`"))
-    return path, [a for a in argv if not a.startswith("--dead_letters=")]
+    return paths[0].rstrip("/"), [a for a in argv if not a.startswith("--dead_letters=")]
 
 
-def _open_plan(path: str, files: list[str]) -> dict[str, Any] | None:
-    """The plan of a replay that has not ended, else a new one over all files of the store; None when there are none."""
-    folder = storage.join(path, PLANS)
-    if waiting := storage.ending(folder, ".json"):
-        return json.loads(storage.read(min(waiting)))
-    if not files:
-        return None
-    plan = {"id": "replay-" + hashlib.sha256("\n".join(sorted(files)).encode()).hexdigest()[:12], "files": sorted(files)}
-    storage.write(storage.join(folder, f"{plan['id']}.json"), json.dumps(plan).encode())
-    return plan
-
-
-def _close_plan(path: str, plan_id: str) -> None:
-    storage.remove(storage.join(path, PLANS, f"{plan_id}.json"))
-
-
-def _read(files: Iterable[str]) -> Store:
-    """Reads letters, each once: an attempt that failed after it kept its letters, and was run again, left them twice."""
-    store = Store({}, [])
-    seen: set[tuple[Any, ...]] = set()
-    for path in files:
-        if not storage.exists(path):  # retired by a replay that died before it closed its plan
-            continue
-        offset = 0
-        for line in storage.read(path).splitlines(keepends=True):
-            letter = _letter(line)
-            if letter is None:
-                store.broken.append((f"{path}:{offset}", line))
-            elif (same := tuple(letter[name] for name in ("run_id", "step", ROW_POSITION, "original", "attempt"))) not in seen:
-                seen.add(same)
-                store.letters.setdefault(f"{letter['pipeline']}\n{letter['run_id']}", []).append(letter)
-            offset += len(line)
-    return store
-
-
-def _letter(line: bytes) -> dict[str, Any] | None:
-    """Reads a line of the store; None when it is no letter."""
-    try:
-        row = json.loads(line)
-        row["original"] = base64.b64decode(row["original"] or "", validate=True)
-        row["attempt"] = int(row["attempt"])
-        if not isinstance(row["pipeline"], str) or not isinstance(row["run_id"], str):
-            return None
-        RowBatch.from_pylist([{**row, "row_time": None, "failed_at": None}], schema=SCHEMA)
-    except (ValueError, KeyError, TypeError, pa.ArrowException):
-        return None
-    return {**row, "row_time": None, "failed_at": None}
-
-
-def _park(path: str, run_id: str, broken: list[tuple[str, bytes]]) -> None:
-    if not broken:
-        return
-    sink = keep_at(storage.join(path, PARKED))
-    writer = sink.writer(run_id)
-    details = ["this line of the store is no dead letter"] * len(broken)
-    for _ in (
-        writer.write(letters("replay", "broken_letter", details, [b for _, b in broken], "text", positions=[p for p, _ in broken]).batch)
-        or ()
-    ):
-        pass
-    sink.publish(run_id, writer.close())
-
-
-def _replay(path: str, plan_id: str, index: int, key: str, rows: list[dict[str, Any]], overrides: list[str]) -> Any:
+def _replay(path: str, store: Store, plan_id: str, index: int, key: str, rows: list[dict[str, Any]], overrides: list[str]) -> Any:
     """Runs one job again over its letters."""
     name, run_id = key.split("\n")
-    argv = [*_kept_argv(path, name, run_id), *overrides, f"--dead_letters={path}", f"--run_id={plan_id}-{index}"]
+    argv = [*_kept_argv(store, name, run_id), *overrides, f"--dead_letters={path}", f"--run_id={plan_id}-{index}"]
     job = _job.prepare(name, _last_wins(argv))
     attempts = {row[ROW_POSITION]: row["attempt"] for row in rows if row[ROW_POSITION]}
     roles = {o.role: o.name for o in declared(type(job.options)) if o.role}
@@ -210,23 +129,21 @@ def _replay(path: str, plan_id: str, index: int, key: str, rows: list[dict[str, 
     return _job.execute(job, prior_attempts=attempts)
 
 
-def _kept_argv(path: str, name: str, run_id: str) -> list[str]:
+def _kept_argv(store: Store, name: str, run_id: str) -> list[str]:
     registry.pipeline(name)
-    kept = storage.join(path, JOBS, f"{run_id}.json")
-    if not storage.exists(kept):
-        raise ConfigError(
-            Problem(f"the options of run {run_id} are not kept with the store", kept, "give them as flags to a run of their own")
-        )
-    return json.loads(storage.read(kept))["argv"]
+    if (kept := store.argv_of(run_id)) is None:
+        what, fix = f"the options of run {run_id} are not kept with the store", "give them as flags to a run of their own"
+        raise ConfigError(Problem(what, "--dead_letters", fix))
+    return json.loads(kept)["argv"]
 
 
 def _last_wins(argv: list[str]) -> list[str]:
     return list({a.partition("=")[0]: a for a in argv}.values())
 
 
-def _report(path: str, store: Store, outcomes: list[Any]) -> str:
+def _report(path: str, taken: Taken, outcomes: list[Any]) -> str:
     rows = [(o.pipeline, o.run_id, o.read, o.accepted, o.rejected) for o in outcomes]
-    facts = [("store", path), ("broken lines", f"{len(store.broken)} parked")] if store.broken else [("store", path)]
+    facts = [("store", path), ("broken lines", f"{len(taken.broken)} parked")] if taken.broken else [("store", path)]
     return terminal.table(["pipeline", "run", "rows", "accepted", "rejected again"], rows) + "\n\n" + terminal.table(["", "replay"], facts)
 
 

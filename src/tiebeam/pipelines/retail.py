@@ -15,10 +15,10 @@ from pathlib import Path
 
 import apache_beam as beam
 
-from tiebeam.connectors import Source
+from tiebeam.connectors import Sink, Source
 from tiebeam.io.jsonl import ReadFromJsonl
 from tiebeam.io.parquet import ReadFromParquet
-from tiebeam.options import JobOptions, option
+from tiebeam.options import JobOptions, option, role
 from tiebeam.pipelines import _job, _report, _retail_data
 from tiebeam.pipelines import _retail_tables as compute
 from tiebeam.pipelines._account import Outcome
@@ -53,6 +53,9 @@ class Options(JobOptions):
     output: str = option("work/retail/out", help="Folder of the tables as Parquet")
     warehouse: str = option("work/retail/retail.duckdb", help="DuckDB file of the tables")
     report: str = option("work/retail/report.html", help="The page with the charts")
+    sink: Sink | None = role(
+        "sink", None, help="A third place for the tables; {table} in its options is a table's name", example="bigquery"
+    )
     dead_letters: str | None = option("work/retail/rejected", help="Where rejected rows are kept")
     top: int = option(10, help="Products listed per department", unit="products", low=1, high=1000)
 
@@ -82,7 +85,7 @@ def build(p: beam.Pipeline, options: Options) -> None:
     )
     tables = sales(purchases, known, options.top) | customers(purchases, known)
     for name, rows in tables.items():
-        rows | f"Store {name}" >> Store(options.output, options.warehouse, name)
+        rows | f"Store {name}" >> Store(options.output, options.warehouse, name, options.sink)
 
 
 def sales(purchases: beam.PCollection, known: dict[str, beam.PCollection], top: int) -> dict[str, beam.PCollection]:
