@@ -26,6 +26,7 @@ tiebeam: ready-made data pipelines on Apache Beam
   tiebeam run PIPELINE --flags      plan, then run
   tiebeam replay --dead_letters=D   run rejected rows through their pipeline again
   tiebeam top [JOB]                 how a stream on Flink is doing; --flink_master=HOST:PORT, --once
+  tiebeam template build PIPELINE   what a platform needs to run it; --target=dataflow|flink|spark|airflow, --output=DIR
   tiebeam lab up|status|down        services on this machine to try things with (Kafka); --folder=work/lab
   tiebeam completion SHELL          completion for bash, zsh or fish
   tiebeam --version
@@ -57,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         "replay": _replay,
         "top": _top,
         "lab": _lab,
+        "template": _template,
         "completion": _completion,
         "words": _words,
     }
@@ -223,6 +225,18 @@ def _lab(argv: list[str]) -> int:
     return 0
 
 
+def _template(argv: list[str]) -> int:
+    from tiebeam.templates import _build
+
+    if argv[:1] != ["build"]:
+        raise ConfigError(Problem(f"there is no command {' '.join(argv[:1])!r}", "template", "tiebeam template build PIPELINE --target=…"))
+    asked, files = _build.build(argv[1:])
+    print("\n".join(str(path) for path in files))
+    if drive := getattr(registry.target(asked.target), "drive", None):
+        drive(asked)
+    return 0
+
+
 def _plan(argv: list[str]) -> int:
     from tiebeam.pipelines import _plan
 
@@ -259,7 +273,9 @@ def _words(argv: list[str]) -> int:
     """What can stand next on the command line; called by the completion scripts."""
     done = argv[:-1] if len(argv) > 1 else []
     if not done:
-        print("\n".join(["list", "describe", "plan", "run", "replay", "top", "lab", "completion"]))
+        print("\n".join(["list", "describe", "plan", "run", "replay", "top", "template", "lab", "completion"]))
+    elif done[0] == "template":
+        print("\n".join([["build"], list(registry.modules("pipelines"))][len(done) - 1] if len(done) < 3 else _template_flags()))
     elif done[0] == "lab":
         print("\n".join(["up", "status", "down"] if len(done) == 1 else ["kafka", "--folder="]))
     elif len(done) == 1 and done[0] in ("plan", "run", "describe"):
@@ -268,6 +284,10 @@ def _words(argv: list[str]) -> int:
         name = "replay" if done[0] == "replay" else done[1]
         print("\n".join(_flags(name, argv)))
     return 0
+
+
+def _template_flags() -> list[str]:
+    return [*(f"--target={name}" for name in registry.modules("targets")), "--output=", "--image="]
 
 
 def _flags(name: str, argv: list[str]) -> list[str]:

@@ -73,6 +73,7 @@ MAX_KERNEL_LINES = 350
 MAX_FUNCTION_LINES = 50
 # Files and functions over the limit, each with the reason why it stays whole.
 OVERSIZE: dict[str, str] = {
+    "options.py": "an option is declared, judged and read in one place",
     "pipelines/replay.py": "is a job over jobs: it reads a store, parks what is broken, and runs each job again",
 }
 

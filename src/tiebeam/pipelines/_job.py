@@ -28,6 +28,7 @@ from typing import Any
 
 import apache_beam as beam
 import yaml
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from tiebeam import __version__, registry, steps, terminal
@@ -124,13 +125,18 @@ def derived_run_id(name: str, options: Any) -> str:
     """Names a run after what it does and what it reads: the same job on the same input has the same name."""
     sources = [c for c in connectors(options).values() if hasattr(c, "fingerprint")] + list(options.sources())
     prints = [s.fingerprint() for s in sources]
-    said = {o.name: repr(getattr(options, o.name)) for o in declared(type(options)) if not o.role}
+    said = {o.name: repr(getattr(options, o.attribute)) for o in declared(type(options)) if not o.role}
     roles = {role: [repr(getattr(c, o.name)) for o in declared(type(c))] for role, c in connectors(options).items()}
-    contents = [hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in options.files()]
+    contents = [_content(f) for f in options.files()]
     if None in prints or not prints:
         prints.append(os.urandom(16).hex())
     text = json.dumps([name, __version__, said, roles, prints, contents], sort_keys=True)
     return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _content(path: str) -> str:
+    with FileSystems.open(path.partition("#")[0]) as file:
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 def assemble(job: Job, *, prior_attempts: dict[str, int] | None = None) -> tuple[beam.Pipeline, Delivery]:

@@ -27,6 +27,7 @@ class Options(JobOptions):
         None,
         help="Data contract that rows must meet (Open Data Contract Standard, YAML); by default inferred from the first rows",
         example="shop.odcs.yaml",
+        place="files",
     )
 
     def files(self):
