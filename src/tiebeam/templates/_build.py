@@ -7,15 +7,15 @@ gives its files by name. Flags of the pipeline itself are written into the files
 from __future__ import annotations
 
 import difflib
-import shlex
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from tiebeam import registry
+from tiebeam import registry, wheel
 from tiebeam.errors import ConfigError, Problem
-from tiebeam.templates import _wheel
 from tiebeam.templates._parameters import Parameter, Pipeline
 
 OF_EVERY_TARGET = {"target", "output", "image"}
@@ -57,11 +57,9 @@ def settings(argv: list[str]) -> Settings:
 def build(argv: list[str]) -> tuple[Settings, list[Path]]:
     """Makes the files of a template and writes them; gives the settings and the files, the one to read first in front."""
     asked = settings(argv)
-    files: dict[str, str | bytes] = dict(registry.target(asked.target).build(asked))
+    files: dict[str, Any] = dict(registry.target(asked.target).build(asked))
     if "Dockerfile" in files:
-        files["requirements.txt"] = requirements()
-        name, wheel = _wheel.made()
-        files[name] = wheel
+        files |= worker_files()
     asked.output.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         path = asked.output / name
@@ -71,15 +69,16 @@ def build(argv: list[str]) -> tuple[Settings, list[Path]]:
     return asked, [asked.output / name for name in files]
 
 
-def requirements() -> str:
-    """The packages of an image, with the hashes of their files: written by `uv pip compile`, see its head."""
-    return (_HERE / "files" / "requirements.txt").read_text(encoding="utf-8")
+def worker_files() -> dict[str, Any]:
+    """What is installed where the Python of a job runs: packages held to the hashes of their files, and the tiebeam that runs now."""
+    name, content = wheel.made()
+    return {"requirements.txt": (_HERE / "files" / "requirements.txt").read_text(encoding="utf-8"), name: content}
 
 
 def rendered(name: str, values: Mapping[str, str]) -> str:
     """A file of `files/` with its @WORDS@ replaced; one that stays is an error of ours."""
     text = (_HERE / "files" / f"{name}.in").read_text(encoding="utf-8")
-    for word, value in {"BEAM": metadata.version("apache-beam"), "WHEEL": _wheel.name(), **values}.items():
+    for word, value in {"BEAM": metadata.version("apache-beam"), "WHEEL": wheel.name(), **values}.items():
         text = text.replace(f"@{word}@", value)
     return text
 
@@ -112,9 +111,15 @@ def _refused(parameter: Parameter, value: str) -> Iterator[Problem]:
         yield Problem(f"{value!r} is not one of {', '.join(parameter.choices)}", f"--{parameter.name}", parameter.help)
 
 
-def shell(flags: Mapping[str, str], indent: str = "  ") -> str:
-    """Flags as arguments of a command, one a line."""
-    return " \\\n".join(f"{indent}{shlex.quote(f'--{name}={value}')}" for name, value in flags.items())
+def endless(asked: Settings) -> str | None:
+    """The source chosen by the flags that goes on without end, if there is one."""
+    name = asked.flags.get("source")
+    return name if name and not registry.connector("source", name).bounded and "source_until" not in asked.flags else None
+
+
+def as_yaml(flags: Mapping[str, str]) -> str:
+    """Flags as a file of options."""
+    return "\n".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in flags.items())
 
 
 def options_table(p: Pipeline) -> str:

@@ -6,7 +6,6 @@ can play the role (`source_path`). Options that several connectors share are one
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, replace
 from typing import Any
 
@@ -19,7 +18,7 @@ OF_EVERY_JOB = "Run"
 
 @dataclass(frozen=True)
 class Parameter:
-    """One option as it is written on the command line; `parents` are the connectors that have it, `parent` the role that names one of them."""
+    """One option as the command line has it; `parents` are the connectors that have it, `parent` the role that names one of them."""
 
     name: str
     option: Option
@@ -58,7 +57,8 @@ class Pipeline:
 
 
 def pipeline(name: str, *, one_machine: bool = True) -> Pipeline:
-    """Describes a pipeline. Without `one_machine`, only by what needs no disk that all of a job can see; ConfigError when that is not all."""
+    """Describes a pipeline. Without `one_machine`, by the connectors that need no disk; ConfigError when it needs one itself."""
+    one_graph(name)
     module = registry.pipeline(name)
     own, streams = [], False
     for o in declared(module.Options):
@@ -75,11 +75,11 @@ def pipeline(name: str, *, one_machine: bool = True) -> Pipeline:
     return Pipeline(name, (module.__doc__ or name).strip(), tuple(own), streams)
 
 
-def one_graph(name: str, target: str) -> None:
+def one_graph(name: str) -> None:
     """Refuses a pipeline that is a command of this machine and no graph that a platform could run."""
     if hasattr(registry.pipeline(name), "main"):
-        what = f"{name} is a command that starts and compares jobs of its own, no graph that {target} could run"
-        raise ConfigError(Problem(what, "PIPELINE", f"tiebeam template build {name} --target=airflow, or tiebeam run {name}"))
+        what = f"{name} is a command that starts jobs of its own, no graph that a platform could run"
+        raise ConfigError(Problem(what, "PIPELINE", f"tiebeam run {name}; a template of Airflow brings a replay with it"))
 
 
 def _able(role: str, one_machine: bool) -> dict[str, Any]:
@@ -149,8 +149,3 @@ def _text(value: Any) -> str | None:
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(value) if isinstance(value, tuple) else str(value)
-
-
-def flags(parameters: Iterable[Parameter]) -> str:
-    """The required ones with their examples, as a command line would have them."""
-    return " ".join(f"--{p.name}={p.option.example or '…'}" for p in parameters if p.required)

@@ -13,7 +13,7 @@ from typing import Any
 from tiebeam import __version__
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.templates._build import PLACEHOLDER, Settings, chosen, options_table, rendered
-from tiebeam.templates._parameters import Parameter, Pipeline, one_graph, pipeline
+from tiebeam.templates._parameters import Parameter, Pipeline, pipeline
 
 TARGET_FLAGS = {"bucket", "project", "push", "region"}
 REGION = "europe-west1"
@@ -31,9 +31,11 @@ _SECRET = r"^(env|file):[^\n\r]+$"
 
 def build(asked: Settings) -> dict[str, str]:
     """The files of a flex template."""
-    described = described_for(asked.pipeline)
+    described = pipeline(asked.pipeline, one_machine=False)
     flags = chosen(described, asked)
-    image = asked.get("image", f"{asked.get('region', REGION)}-docker.pkg.dev/{asked.get('project', PLACEHOLDER)}/tiebeam/{described.name}:{__version__}")
+    image = asked.get(
+        "image", f"{asked.get('region', REGION)}-docker.pkg.dev/{asked.get('project', PLACEHOLDER)}/tiebeam/{described.name}:{__version__}"
+    )
     values = {
         "NAME": described.name,
         "VERSION": __version__,
@@ -53,12 +55,6 @@ def build(asked: Settings) -> dict[str, str]:
     return files
 
 
-def described_for(name: str) -> Pipeline:
-    """The pipeline with the connectors that work where machines share no disk; raises ConfigError when it cannot be a job there."""
-    one_graph(name, "Dataflow")
-    return pipeline(name, one_machine=False)
-
-
 def drive(asked: Settings) -> None:
     """Builds and pushes the image with `--push`, and the template with `--bucket`, by gcloud."""
     steps = [what for what, flag in (("image", "push"), ("template", "bucket")) if flag in asked.given]
@@ -68,7 +64,9 @@ def drive(asked: Settings) -> None:
         raise ConfigError(Problem("there is no gcloud on PATH", "--push, --bucket", "install it, or run build.sh where it is"))
     for what in steps:
         if subprocess.run([str((asked.output / "build.sh").absolute()), what]).returncode:
-            raise ConfigError(Problem(f"gcloud could not make the {what}; it says why above", "build.sh", f"{asked.output}/build.sh {what}"))
+            raise ConfigError(
+                Problem(f"gcloud could not make the {what}; it says why above", "build.sh", f"{asked.output}/build.sh {what}")
+            )
 
 
 def metadata(p: Pipeline) -> dict[str, Any]:
@@ -145,6 +143,7 @@ def _quoted(value: str) -> str:
 
 
 _STREAMING = """\
-A source without end makes the job a stream: `tiebeam drain JOB_ID …` ends it with all that it has read published, `./update.sh my-job` replaces it.
+A source without end makes the job a stream: `tiebeam drain JOB_ID …` ends it with all that it has read published,
+`./update.sh my-job` replaces it.
 
 """

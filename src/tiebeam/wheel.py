@@ -1,4 +1,4 @@
-"""The wheel of the tiebeam that runs, made from its installed files: what images install, whether it was installed from a folder or an index."""
+"""The wheel of the tiebeam that runs, made from its files: what images install, wherever it came from itself."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ def made() -> tuple[str, bytes]:
     try:
         about = metadata.distribution("tiebeam")
     except metadata.PackageNotFoundError:
-        raise ConfigError(Problem("tiebeam is not installed, so no wheel of it can be made", "template build", "pip install -e .")) from None
+        raise ConfigError(
+            Problem("tiebeam is not installed, so no wheel of it can be made", "template build", "pip install -e .")
+        ) from None
     info = f"tiebeam-{tiebeam.__version__}.dist-info"
     files = {f"tiebeam/{path.relative_to(_PACKAGE)}": path.read_bytes() for path in sorted(_PACKAGE.rglob("*")) if _belongs(path)}
     described = {"METADATA": about.read_text("METADATA"), "WHEEL": _KIND, "entry_points.txt": about.read_text("entry_points.txt")}
