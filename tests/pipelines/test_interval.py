@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import duckdb
 import pytest
@@ -26,7 +27,7 @@ def hours(tmp_path):
 
 def test_intervals_that_adjoin_hold_each_row_once(hours, tmp_path, capsys):
     bounds = ["2026-01-01T10:00:00Z", "2026-01-01T10:20:00+00:00", "2026-01-01T11:35:00+01:00", "2026-01-01T11:00:00Z"]
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         assert cli.main(["run", "ingest", *hours, f"--from={start}", f"--to={end}", "--json"]) == 0
         account = json.loads(capsys.readouterr().out)
         assert account["read"] == 13 == account["accepted"] + account["rejected"] + account["left_out"]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tiebeam.errors import ConfigError
-from tiebeam.lab import flink, kafka, prism, spark
+from tiebeam.lab import airflow, flink, kafka, prism, spark
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ SERVICES = {
     "prism": Service(prism.obtain, prism.find, needed_in_ci="the proofs that Prism loses rows outside its safe mode"),
     "kafka": Service(kafka.obtain, kafka.find, needed_in_ci="everything that is said of Kafka"),
     "flink": Service(flink.obtain, flink.find, needed_in_ci="streams on Flink: what is right, and what comes back after a loss"),
+    "airflow": Service(airflow.obtain, airflow.find, needed_in_ci="the generated DAGs"),
     "spark": Service(spark.obtain, spark.find, needed_in_ci="the laws on Spark"),
 }
 

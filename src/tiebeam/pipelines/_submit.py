@@ -30,6 +30,7 @@ from tiebeam.flink_rest import FlinkError, Rest
 from tiebeam.pipelines import _job
 from tiebeam.runners import not_to_submit
 
+SUBMIT_SECS = 600
 
 @dataclass
 class Submitted:
@@ -175,7 +176,7 @@ def _job_of(address: str, flags: dict[str, Any], file: str | None) -> Any:
                 shutil.move(self._jar, file)
                 return
             try:
-                self.flink_id = self._flink_job_id = _run_jar(Rest(address), Path(self._jar), flags)
+                self.flink_id = self._flink_job_id = _run_jar(Rest(address, SUBMIT_SECS), Path(self._jar), flags)
             finally:
                 Path(self._jar).unlink(missing_ok=True)
 
@@ -184,7 +185,7 @@ def _job_of(address: str, flags: dict[str, Any], file: str | None) -> Any:
 
 def _run_jar(rest: Rest, jar: Path, flags: dict[str, Any]) -> str:
     try:
-        return rest.run_jar(
+        return rest.run_jar(  # Flink builds the graph before it answers
             rest.upload(jar),
             savepoint=flags.get("savepoint_path"),
             parallelism=int(flags.get("parallelism") or 0) or None,
