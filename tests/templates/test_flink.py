@@ -36,7 +36,7 @@ def script(flink, path, *flags):
         "FLINK_MASTER": flink.address,
         "FLINK_JOB_SERVER_JAR": str(flink.jar),
     }
-    ran = subprocess.run([str(path), *where, *flags, "--json"], env=env, capture_output=True, text=True, timeout=500)
+    ran = subprocess.run([str(path), *where, *flags, "--json"], env=env, capture_output=True, text=True, timeout=900)
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout)
 

@@ -74,6 +74,7 @@ def prepare(name: str, argv: list[str]) -> Job:
     beam_argv = _runner.with_safe_flags(_runner.for_streams(beam_argv) if endless else beam_argv)
     if problems := _runner.check(beam_argv):
         raise ConfigError(*problems)
+    FileSystems.set_options(PipelineOptions(beam_argv))  # what is reached below is reached with the credentials of the job
     if beyond := list(_places.beyond_reach(options, connectors(options))) if _runner.runner_of(beam_argv) == "DataflowRunner" else []:
         raise ConfigError(*beyond)
     reach(options)
