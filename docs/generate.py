@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tiebeam import cli, registry
+from tiebeam.errors import ConfigError
+from tiebeam.templates import _build
 
 FOLDER = Path(__file__).parent
 TESTS = Path(__file__).parents[1] / "tests"
@@ -84,17 +86,51 @@ def bigquery_page() -> str:
     return before + TYPES + "\n\n" + "\n".join(lines) + "\n\n" + END + rest.split(END, 1)[1]
 
 
-PAGES = {"generated/connectors.md": connector_page, "generated/pipelines.md": pipeline_page, "runners.md": runners_page, "bigquery.md": bigquery_page}
+def templates() -> dict[str, str]:
+    """The files of every template as `tiebeam template build` makes them without further flags, and which there are none of, with the reason."""
+    pages, rows = {}, []
+    for name in registry.PIPELINES:
+        cells = []
+        for target in registry.TARGETS:
+            folder = f"generated/templates/{name}/{target}"
+            try:
+                files = registry.target(target).build(_build.Settings(name, target, Path(folder)))
+            except ConfigError as e:
+                cells.append(e.problems[0].what)
+                continue
+            cells.append(f"[{target}]({name}/{target}/README.md)")
+            pages |= {f"{folder}/{file}": text for file, text in files.items() if isinstance(text, str) and file != "requirements.txt"}
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    head = f"| pipeline | {' | '.join(registry.TARGETS)} |\n|---|{'---|' * len(registry.TARGETS)}\n"
+    pages["generated/templates/README.md"] = f"{NOTE}# Templates\n\n{_ABOUT}\n\n{head}" + "\n".join(rows) + "\n"
+    return pages
+
+
+_ABOUT = "As `tiebeam template build PIPELINE --target=TARGET` makes them, but for the wheel and the hashed requirements, which it adds."
+
+
+PAGES = {
+    "generated/connectors.md": connector_page,
+    "generated/pipelines.md": pipeline_page,
+    "runners.md": runners_page,
+    "bigquery.md": bigquery_page,
+}
 
 
 def main(check: bool) -> int:
     stale = []
-    for name, page in PAGES.items():
-        target, text = FOLDER / name, page()
+    texts = {name: page() for name, page in PAGES.items()} | templates()
+    for path in FOLDER.glob("generated/templates/**/*"):
+        if path.is_file() and str(path.relative_to(FOLDER)) not in texts:
+            stale.append(str(path.relative_to(FOLDER)))
+            if not check:
+                path.unlink()
+    for name, text in texts.items():
+        target = FOLDER / name
         if not target.exists() or target.read_text(encoding="utf-8") != text:
             stale.append(name)
             if not check:
-                target.parent.mkdir(exist_ok=True)
+                target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_text(text, encoding="utf-8")
     if check and stale:
         print(f"not as the code would have it: {', '.join(stale)}; run `make docs`", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The command `tiebeam`: list, describe, plan, run, replay, top, lab, completion.
+"""The command `tiebeam`: from plans and runs to templates, and jobs on clusters.
 
 Exit codes: 0 done; 1 the job failed; 2 the configuration is wrong and nothing was moved; 3 too many rows were
 rejected; 130 interrupted. Beam and Arrow are loaded only by the verbs that need them.
@@ -10,6 +10,7 @@ import difflib
 import json
 import sys
 from dataclasses import MISSING
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ tiebeam: ready-made data pipelines on Apache Beam
   tiebeam plan PIPELINE --flags     check everything, show schemas and graph; moves nothing
   tiebeam run PIPELINE --flags      plan, then run
   tiebeam replay --dead_letters=D   run rejected rows through their pipeline again
+  tiebeam submit PIPELINE --flags   plan, then hand it to Flink, Spark or Dataflow; says the job's id and does not wait
+  tiebeam status|drain|cancel|savepoint|update JOB   a job on Flink (--flink_master=) or Dataflow (--project= --region=)
   tiebeam top [JOB]                 how a stream on Flink is doing; --flink_master=HOST:PORT, --once
+  tiebeam template build PIPELINE   what a platform needs to run it; --target=dataflow|flink|spark|airflow, --output=DIR
   tiebeam lab up|status|down        services on this machine to try things with (Kafka, BigQuery); --folder=work/lab
   tiebeam completion SHELL          completion for bash, zsh or fish
   tiebeam --version
@@ -36,6 +40,23 @@ tiebeam: ready-made data pipelines on Apache Beam
   tiebeam run ingest --source=jsonl --source_path='in/*.jsonl' --sink=parquet --sink_path=out/
 """
 
+_VERBS = (
+    "list",
+    "describe",
+    "plan",
+    "run",
+    "submit",
+    "replay",
+    "status",
+    "drain",
+    "cancel",
+    "savepoint",
+    "update",
+    "top",
+    "template",
+    "lab",
+    "completion",
+)
 COMPLETION = {
     "bash": '_tiebeam() { COMPREPLY=($(compgen -W "$(tiebeam words "${COMP_WORDS[@]:1}" 2>/dev/null)" -- "${COMP_WORDS[COMP_CWORD]}")); }\n'
     "complete -o default -F _tiebeam tiebeam",
@@ -57,6 +78,9 @@ def main(argv: list[str] | None = None) -> int:
         "replay": _replay,
         "top": _top,
         "lab": _lab,
+        "template": _template,
+        "submit": _submit,
+        **{verb: partial(_of_job, verb) for verb in ("status", "drain", "cancel", "savepoint", "update")},
         "completion": _completion,
         "words": _words,
     }
@@ -226,6 +250,18 @@ def _lab(argv: list[str]) -> int:
     return 0
 
 
+def _template(argv: list[str]) -> int:
+    from tiebeam.templates import _build
+
+    if argv[:1] != ["build"]:
+        raise ConfigError(Problem(f"there is no command {' '.join(argv[:1])!r}", "template", "tiebeam template build PIPELINE --target=…"))
+    asked, files = _build.build(argv[1:])
+    print("\n".join(str(path) for path in files))
+    if drive := getattr(registry.target(asked.target), "drive", None):
+        drive(asked)
+    return 0
+
+
 def _plan(argv: list[str]) -> int:
     from tiebeam.pipelines import _plan
 
@@ -236,6 +272,18 @@ def _run(argv: list[str]) -> int:
     from tiebeam.pipelines import _job
 
     return _help(argv) or _job.run(*_named(argv, "run"))
+
+
+def _submit(argv: list[str]) -> int:
+    from tiebeam.pipelines import _submit
+
+    return _help(argv) or _submit.submit(*_named(argv, "submit"))
+
+
+def _of_job(verb: str, argv: list[str]) -> int:
+    from tiebeam.pipelines import _jobs
+
+    return _jobs.do(verb, argv)
 
 
 def _replay(argv: list[str]) -> int:
@@ -262,15 +310,21 @@ def _words(argv: list[str]) -> int:
     """What can stand next on the command line; called by the completion scripts."""
     done = argv[:-1] if len(argv) > 1 else []
     if not done:
-        print("\n".join(["list", "describe", "plan", "run", "replay", "top", "lab", "completion"]))
+        print("\n".join(_VERBS))
+    elif done[0] == "template":
+        print("\n".join([["build"], list(registry.modules("pipelines"))][len(done) - 1] if len(done) < 3 else _template_flags()))
     elif done[0] == "lab":
         print("\n".join(["up", "status", "down"] if len(done) == 1 else ["kafka", "--folder="]))
-    elif len(done) == 1 and done[0] in ("plan", "run", "describe"):
+    elif len(done) == 1 and done[0] in ("plan", "run", "submit", "describe"):
         print("\n".join([*registry.modules("pipelines"), *(registry.modules("connectors") if done[0] == "describe" else [])]))
     else:
         name = "replay" if done[0] == "replay" else done[1]
         print("\n".join(_flags(name, argv)))
     return 0
+
+
+def _template_flags() -> list[str]:
+    return [*(f"--target={name}" for name in registry.modules("targets")), "--output=", "--image="]
 
 
 def _flags(name: str, argv: list[str]) -> list[str]:

@@ -9,9 +9,11 @@ import json
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -32,10 +34,10 @@ class Rest:
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """One request; FlinkError with the first line of what Flink says when it is refused, OSError when nobody answers."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            f"http://{self.address}/v1/{path}", data=data, method=method, headers={"Content-Type": "application/json"}
-        )
+        return self._send(method, path, None if body is None else json.dumps(body).encode(), "application/json")
+
+    def _send(self, method: str, path: str, data: bytes | None, kind: str) -> Any:
+        request = urllib.request.Request(f"http://{self.address}/v1/{path}", data=data, method=method, headers={"Content-Type": kind})
         try:
             with urllib.request.urlopen(request, timeout=self.secs) as answer:
                 return json.loads(answer.read() or b"{}")
@@ -95,12 +97,15 @@ class Rest:
         """Asks a job to end without a savepoint; its retained checkpoints stay."""
         self.ask("PATCH", f"jobs/{job}?mode=cancel")
 
-    def stop(self, job: str, folder: str, *, drain: bool = False, secs: float = 120) -> str:
-        """Ends a job with a savepoint below a folder, and gives its place. `drain` sends the last watermark first: no way back."""
+    def stop(self, job: str, folder: str | None = None, *, drain: bool = False, secs: float = 120) -> str:
+        """Ends a job with a savepoint below a folder, by default the cluster's, and gives its place.
+
+        `drain` sends the last watermark first: no way back.
+        """
         asked = self.ask("POST", f"jobs/{job}/stop", {"targetDirectory": folder, "drain": drain})
         return self._saved(job, asked["request-id"], secs)
 
-    def savepoint(self, job: str, folder: str, *, secs: float = 120) -> str:
+    def savepoint(self, job: str, folder: str | None = None, *, secs: float = 120) -> str:
         """Takes a savepoint below a folder while the job runs on, and gives its place."""
         asked = self.ask("POST", f"jobs/{job}/savepoints", {"target-directory": folder, "cancel-job": False})
         return self._saved(job, asked["request-id"], secs)
@@ -110,11 +115,21 @@ class Rest:
         found = sorted(self.ask("GET", "jars")["files"], key=lambda jar: -jar["uploaded"])
         return [jar["id"] for jar in found]
 
-    def run_jar(self, jar: str, *, savepoint: str | None = None, parallelism: int | None = None) -> str:
-        """Runs the job in an uploaded jar, from a savepoint or a retained checkpoint that stays as it is; gives the job's id."""
+    def upload(self, jar: Path) -> str:
+        """Gives a jar to the JobManager, and returns its id there."""
+        mark = uuid.uuid4().hex
+        about = f'Content-Disposition: form-data; name="jarfile"; filename="{jar.name}"\r\nContent-Type: application/x-java-archive'
+        data = f"--{mark}\r\n{about}\r\n\r\n".encode() + jar.read_bytes() + f"\r\n--{mark}--\r\n".encode()
+        return self._send("POST", "jars/upload", data, f"multipart/form-data; boundary={mark}")["filename"].rpartition("/")[2]
+
+    def run_jar(self, jar: str, *, savepoint: str | None = None, parallelism: int | None = None, allow_dropped: bool = False) -> str:
+        """Runs the job in an uploaded jar, from a savepoint or a retained checkpoint that stays as it is; gives the job's id.
+
+        With `allow_dropped`, state of steps that the job no longer has is left behind; else it is an error.
+        """
         body: dict[str, Any] = {"entryClass": ENTRY}
         if savepoint:
-            body |= {"savepointPath": savepoint, "allowNonRestoredState": False, "restoreMode": "NO_CLAIM"}
+            body |= {"savepointPath": savepoint, "allowNonRestoredState": allow_dropped, "restoreMode": "NO_CLAIM"}
         if parallelism:
             body["parallelism"] = parallelism
         return self.ask("POST", f"jars/{jar}/run", body)["jobid"]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import keyword
 import os
 import types
 import typing
@@ -26,6 +27,8 @@ from typing import Any
 
 from tiebeam.errors import ConfigError, Problem
 
+# What the text of an option may name: files and folders of any file system, what lies on the disk of one machine, things of Google's.
+PLACES = ("files", "folder", "local", "pubsub_topic", "pubsub_subscription", "bigquery_table")
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 standard = os.environ.get
 """Reads a variable that other tools read too, such as PUBSUB_EMULATOR_HOST."""
@@ -59,8 +62,8 @@ class Option:
     choices: tuple[str, ...] = ()
     low: float | None = None
     high: float | None = None
-    parent: str | None = None
     role: str | None = None
+    place: str | None = None
     optional: bool = False
 
     @property
@@ -70,6 +73,10 @@ class Option:
     @property
     def secret(self) -> bool:
         return self.kind is Secret
+
+    @property
+    def attribute(self) -> str:
+        return f"{self.name}_" if keyword.iskeyword(self.name) else self.name  # `from` is a word of Python
 
     def check(self, value: Any) -> str | None:
         """Says what is wrong with a value of the right type; None when nothing is."""
@@ -114,7 +121,7 @@ class Option:
             try:
                 return self.kind(text.replace("_", ""))
             except ValueError:
-                raise ValueError(f"expected {'a whole number' if self.kind is int else 'a number'}, not {text!r}") from None
+                raise ValueError(f"expected {'a whole' if self.kind is int else 'a'} number, not {text!r}") from None
         return text
 
 
@@ -127,14 +134,14 @@ def option(
     choices: Iterable[str] = (),
     low: float | None = None,
     high: float | None = None,
-    parent: str | None = None,
     by_name: bool = False,
+    place: str | None = None,
 ) -> Any:
     """Declares a field as an option; without a default it is required. `by_name`: in Python it is given by name only.
 
-    Types: str, int, float, bool, tuple[str, ...], Secret, each `| None`.
+    Types: str, int, float, bool, tuple[str, ...], Secret, each `| None`. `place` says what its text names (`PLACES`).
     """
-    spec = dict(help=help, example=example, unit=unit, choices=tuple(choices), low=low, high=high, parent=parent)
+    spec = dict(help=help, example=example, unit=unit, choices=tuple(choices), low=low, high=high, place=place)
     return field(default=default, metadata={"option": spec}, kw_only=by_name or MISSING)
 
 
@@ -150,7 +157,7 @@ def declared(cls: type) -> list[Option]:
     for f in fields(cls):
         if "option" in f.metadata:
             kind, optional = _kind(hints[f.name])
-            found.append(Option(name=f.name, kind=kind, optional=optional, default=f.default, **f.metadata["option"]))
+            found.append(Option(name=f.name.rstrip("_"), kind=kind, optional=optional, default=f.default, **f.metadata["option"]))
     return found
 
 
@@ -174,14 +181,14 @@ class Declared:
     def __post_init__(self):
         problems = []
         for o in declared(type(self)):
-            value = getattr(self, o.name)
+            value = getattr(self, o.attribute)
             if isinstance(value, list):
                 value = tuple(value)
             elif o.kind is tuple and isinstance(value, str):
                 value = o.read(value)
             if o.kind is float and isinstance(value, int) and not isinstance(value, bool):
                 value = float(value)
-            setattr(self, o.name, value)
+            setattr(self, o.attribute, value)
             if trouble := o.judge(value) or o.check(value):
                 problems.append(Problem(trouble, o.name, o.help))
         problems += [Problem(*p) if isinstance(p, tuple) else p for p in self.check()]
@@ -193,7 +200,8 @@ class Declared:
         return ()
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{o.name}={getattr(self, o.name)!r}" for o in declared(type(self)) if getattr(self, o.name) != o.default)
+        values = {o.attribute: (getattr(self, o.attribute), o.default) for o in declared(type(self))}
+        shown = ", ".join(f"{name}={value!r}" for name, (value, default) in values.items() if value != default)
         return f"{type(self).__name__}({shown})"
 
 
@@ -206,6 +214,7 @@ class JobOptions(Declared):
         None,
         help="Where rejected rows are kept; by default beside the output, in a folder of its name with .rejected behind it",
         example="rejected/",
+        place="folder",
     )
     max_rejected_ratio: float = option(
         1.0, help="Publish nothing when more than this share of the rows read was rejected", low=0, high=1, example="0.01"
@@ -253,7 +262,7 @@ def parse(cls: type, argv: list[str], find: Callable[[str, str], type], known_el
             problems.append(Problem("there is no such option", f"--{name}", f"did you mean --{near[0]}?" if near else "see --help"))
     if not problems:
         try:
-            return cls(**values), rest
+            return cls(**{specs[name].attribute: value for name, value in values.items()}), rest
         except ConfigError as e:
             problems += [dataclasses.replace(p, where=f"--{p.where}" if p.where in specs else p.where) for p in e.problems]
     raise ConfigError(*problems)

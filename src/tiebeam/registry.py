@@ -36,6 +36,12 @@ PIPELINES = {
     "rollup": "tiebeam.pipelines.rollup",
     "sessions": "tiebeam.pipelines.sessions",
 }
+TARGETS = {
+    "airflow": "tiebeam.templates.airflow",
+    "dataflow": "tiebeam.templates.dataflow",
+    "flink": "tiebeam.templates.flink",
+    "spark": "tiebeam.templates.spark",
+}
 _PREFIX = {"source": "ReadFrom", "sink": "WriteTo"}
 
 
@@ -51,8 +57,8 @@ class Entry:
 
 @cache
 def modules(group: str) -> dict[str, str]:
-    """Names and modules of a group, `connectors` or `pipelines`: ours, then those of entry points."""
-    ours = CONNECTORS if group == "connectors" else PIPELINES
+    """Names and modules of a group, `connectors`, `pipelines` or `targets`: ours, then those of entry points."""
+    ours = {"connectors": CONNECTORS, "pipelines": PIPELINES, "targets": TARGETS}[group]
     others = {e.name: e.value for e in metadata.entry_points(group=f"tiebeam.{group}")}
     return dict(sorted({**others, **ours}.items()))
 
@@ -88,6 +94,11 @@ def connector(role: str, name: str) -> type:
 def pipeline(name: str) -> ModuleType:
     """The module of a pipeline; raises ConfigError with the nearest name when there is none."""
     return _load("pipelines", name, "pipeline")
+
+
+def target(name: str) -> ModuleType:
+    """The module of templates for a platform; raises ConfigError with the nearest name when there is none."""
+    return _load("targets", name, "target")
 
 
 def _load(group: str, name: str, what: str) -> ModuleType:

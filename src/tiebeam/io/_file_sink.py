@@ -64,7 +64,7 @@ class FileSink(Sink):
     also_ours: ClassVar[tuple[str, ...]] = ()
     """Other extensions of the format: such files are part of a table that has no manifest yet."""
 
-    path: str = option(help="Folder of the table", example="out/")
+    path: str = option(help="Folder of the table", example="out/", place="folder")
     mode: str = option("append", help="Add to the table, replace it, or replace the partitions that get rows", choices=modes)
     partition_by: tuple[str, ...] = option(
         (), help="Columns whose values become Hive folders, and are left out of the files", example="day,shop"

@@ -68,7 +68,7 @@ class FileSource(Source):
     extensions: ClassVar[tuple[str, ...]] = ()
     formats: ClassVar[tuple[str, ...]] = ("arrow",)
 
-    path: str = option(help="A file, a folder with everything below it, or a glob", example="in/*.jsonl")
+    path: str = option(help="A file, a folder with everything below it, or a glob", example="in/*.jsonl", place="files")
     event_time: str | None = option(None, help="The column that holds when each row happened; it becomes row_time", example="created_at")
     event_time_format: str = option(
         "iso", help="How event_time is written: iso, unix_secs, unix_millis, unix_micros or a strptime format", example="%d/%m/%Y %H:%M:%S"

@@ -60,7 +60,7 @@ class ReadFromDuckDB(Source):
         ReadFromDuckDB(path='shop.duckdb', table='sales', event_time='sold_at')
     """
 
-    path: str = option(help="Database file", example="shop.duckdb")
+    path: str = option(help="Database file", example="shop.duckdb", place="local")
     table: str | None = option(None, help="Table or view, `table` or `schema.table`; or else a query", example="sales")
     query: str | None = option(None, help="SELECT whose rows are read, instead of a table", example="SELECT * FROM sales WHERE amount > 0")
     event_time: str | None = option(None, help="Column that becomes row_time: a date or a timestamp", example="sold_at")
@@ -198,7 +198,7 @@ class WriteToDuckDB(Sink):
     takes_changes: ClassVar[bool] = True
     takes_unbounded: ClassVar[bool] = True
 
-    path: str = option(help="Database file; created when missing", example="shop.duckdb")
+    path: str = option(help="Database file; created when missing", example="shop.duckdb", place="local")
     table: str = option(help="Table, `table` or `schema.table`; created when missing", example="mart.sales")
     mode: str = option("append", help="Add rows, update them by key, or replace all rows of the table", choices=modes)
     key: tuple[str, ...] = option((), help="Columns that name a row, for upsert", example="shop,day")

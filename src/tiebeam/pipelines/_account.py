@@ -11,6 +11,7 @@ from apache_beam.pipeline import AppliedPTransform
 
 from tiebeam import steps, terminal
 from tiebeam.delivery import ALREADY_PUBLISHED
+from tiebeam.transforms.filter import ROWS_FILTERED
 
 
 @dataclass
@@ -24,6 +25,8 @@ class Outcome:
     read: int = 0
     accepted: int = 0
     rejected: int = 0
+    left_out: int = 0
+    """Rows that a condition or an interval left out, where those that are staged count as accepted."""
     published: bool = True
     runs_on: bool = False
     """Whether this is a stream that was handed to a cluster, and goes on there."""
@@ -33,7 +36,7 @@ class Outcome:
 
     @property
     def reconciled(self) -> bool:
-        return self.read == self.accepted + self.rejected
+        return self.read == self.accepted + self.rejected + self.left_out
 
 
 class _Leaves(beam.pipeline.PipelineVisitor):
@@ -111,6 +114,8 @@ def account(outcome: Outcome, result: Any, by_id: dict[str, str], accepts: str |
     sinks = {leaf.split("/")[0] for leaf in leaves if leaf not in of_delivery and "/Stage/" in f"{leaf}/"}
     accepting = [accepts] if accepts else [label for label in outcome.counts if label in sinks]
     outcome.accepted = sum(outcome.counts.get(label, {}).get(steps.ROWS_OUT, 0) for label in accepting)
+    if not accepts:
+        outcome.left_out = sum(c.get(ROWS_FILTERED, 0) for c in outcome.counts.values())
     if accepts in outcome.counts:  # what later steps reject was accepted too early
         later = list(outcome.counts)[list(outcome.counts).index(str(accepts)) + 1 :]
         outcome.accepted -= sum(outcome.counts[label].get(steps.ROWS_REJECTED, 0) for label in later)
@@ -135,10 +140,11 @@ def summary(outcome: Outcome) -> str:
     """The short tables at the end of a run."""
     rows = [(label, c.get("rows_in"), c.get("rows_out"), c.get("rows_rejected", 0)) for label, c in outcome.counts.items()]
     per_step = terminal.table(["step", "rows in", "rows out", "rejected"], rows)
+    left_out = f" + {outcome.left_out:,} left out" if outcome.left_out else ""
     equal = "=" if outcome.reconciled else "≠"
     state = "published" if outcome.published else "this run was already published before: nothing changed"
     facts = [
-        ("rows", f"{outcome.read:,} read {equal} {outcome.accepted:,} accepted + {outcome.rejected:,} rejected"),
+        ("rows", f"{outcome.read:,} read {equal} {outcome.accepted:,} accepted + {outcome.rejected:,} rejected{left_out}"),
         ("time", f"{terminal.seconds(outcome.seconds)}, {outcome.read / max(outcome.seconds, 1e-9):,.0f} rows/s"),
         ("run", f"{outcome.run_id}: {state}"),
         *(("output", place) for place in outcome.outputs),

@@ -28,6 +28,7 @@ from typing import Any
 
 import apache_beam as beam
 import yaml
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from tiebeam import __version__, registry, steps, terminal
@@ -35,7 +36,7 @@ from tiebeam.connectors import Source
 from tiebeam.delivery import Delivery
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.options import declared, parse
-from tiebeam.pipelines import _runner, _view
+from tiebeam.pipelines import _places, _runner, _view
 from tiebeam.pipelines._account import Outcome, account, labels_by_id, progress_lines, summary, top_labels
 from tiebeam.runners import DRAIN
 
@@ -73,6 +74,9 @@ def prepare(name: str, argv: list[str]) -> Job:
     beam_argv = _runner.with_safe_flags(_runner.for_streams(beam_argv) if endless else beam_argv)
     if problems := _runner.check(beam_argv):
         raise ConfigError(*problems)
+    FileSystems.set_options(PipelineOptions(beam_argv))  # what is reached below is reached with the credentials of the job
+    if beyond := list(_places.beyond_reach(options, connectors(options))) if _runner.runner_of(beam_argv) == "DataflowRunner" else []:
+        raise ConfigError(*beyond)
     reach(options)
     run_id = options.run_id or derived_run_id(name, options)
     return Job(name, module, options, argv, beam_argv, _runner.runner_of(beam_argv), run_id, endless)
@@ -124,18 +128,25 @@ def derived_run_id(name: str, options: Any) -> str:
     """Names a run after what it does and what it reads: the same job on the same input has the same name."""
     sources = [c for c in connectors(options).values() if hasattr(c, "fingerprint")] + list(options.sources())
     prints = [s.fingerprint() for s in sources]
-    said = {o.name: repr(getattr(options, o.name)) for o in declared(type(options)) if not o.role}
+    said = {o.name: repr(getattr(options, o.attribute)) for o in declared(type(options)) if not o.role}
     roles = {role: [repr(getattr(c, o.name)) for o in declared(type(c))] for role, c in connectors(options).items()}
-    contents = [hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in options.files()]
+    contents = [_content(f) for f in options.files()]
     if None in prints or not prints:
         prints.append(os.urandom(16).hex())
     text = json.dumps([name, __version__, said, roles, prints, contents], sort_keys=True)
     return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
+def _content(path: str) -> str:
+    with FileSystems.open(path.partition("#")[0]) as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
 def assemble(job: Job, *, prior_attempts: dict[str, int] | None = None) -> tuple[beam.Pipeline, Delivery]:
     """Builds the graph of a job, delivery included."""
-    named = [] if any(flag.startswith("--job_name=") for flag in job.beam_argv) else [f"--job_name={job.run_id}"]
+    named = (
+        [] if any(flag.startswith("--job_name=") for flag in job.beam_argv) else [f"--job_name={_runner.job_name(job.runner, job.run_id)}"]
+    )
     p = beam.Pipeline(options=PipelineOptions([f"--runner={job.runner}", *named, *_runner.without_runner(job.beam_argv)]))
     delivery = Delivery(
         p,
@@ -190,7 +201,7 @@ def execute(job: Job, *, prior_attempts: dict[str, int] | None = None, before_dr
     print(f"{job.name}: run {job.run_id} on {job.runner}", file=sys.stderr)
     drain = before_drain if job.endless and job.runner == "PrismRunner" else None
     shown = _view.View(labels, reads).lines if job.endless else partial(progress_lines, labels, reads)
-    with _quiet(), _interruptible(delivery, drain) as listen, terminal.Progress(shown):
+    with quiet(), _interruptible(delivery, drain) as listen, terminal.Progress(shown):
         try:
             delivery.keep_job({"pipeline": job.name, "argv": job.argv, "version": __version__})
             result = p.run()
@@ -235,7 +246,7 @@ _OURS = {"TooManyRejectedError", "BadFileError", "TransientError", "ConfigError"
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps Beam's tracebacks off the terminal: what they say is said by the job's own message."""
     log = logging.getLogger("apache_beam")
     before = log.level

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import re
 from collections.abc import Iterator
 from contextlib import redirect_stderr
 from typing import Any
@@ -79,6 +80,14 @@ def runner_of(beam_argv: list[str]) -> str:
     """The name of the runner that runs the job, never DirectRunner; what is no name of Beam's stays as it is."""
     given = [value for name, value in map(_parted, beam_argv) if name == "runner"]
     return _named(given[-1]) if given else LOCAL
+
+
+def job_name(runner: str, run_id: str) -> str:
+    """What a job is called: as its run, and on Dataflow in small letters, digits and hyphens, a letter in front."""
+    if runner != "DataflowRunner":
+        return run_id
+    name = re.sub(r"[^a-z0-9]+", "-", run_id.lower()).strip("-")
+    return name if name[:1].isalpha() else f"run-{name}"
 
 
 def without_runner(beam_argv: list[str]) -> list[str]:

@@ -22,7 +22,7 @@ def top(argv: list[str]) -> int:
     if unknown := set(given) - {"flink_master", "json", "once"}:
         raise ConfigError(Problem("there is no such option", f"--{sorted(unknown)[0]}", "--flink_master=HOST:PORT, --once, --json"))
     rest = Rest(given.get("flink_master") or "localhost:8081", secs=15)
-    job = _job(rest, jobs)
+    job = find(rest, jobs)
     while True:
         told = figures(rest, job)
         if "json" in given:
@@ -39,7 +39,7 @@ def top(argv: list[str]) -> int:
             return 0
 
 
-def _job(rest: Rest, named: list[str]) -> str:
+def find(rest: Rest, named: list[str]) -> str:
     """The job meant: the one named by the beginning of its id, or else the one that runs."""
     try:
         jobs = rest.jobs()

