@@ -318,6 +318,34 @@ def test_a_table_is_made_as_it_is_declared(client, dataset):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_a_batch_may_leave_columns_out(method, client, dataset):
+    put(sink(dataset, method=method), "r1", numbered(1, word=pa.array(["a"])), numbered(2), numbered(3, other=pa.array([1.5])), numbered(4))
+    assert [(r["n"], r["word"], r["other"]) for r in rows(client, dataset)] == [
+        (1, "a", None),
+        (2, None, None),
+        (3, None, 1.5),
+        (4, None, None),
+    ]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_writers_add_a_column_each(method, client, dataset):
+    put(sink(dataset, method=method), "r0", numbered(0))
+    target = sink(dataset, method=method)
+    one, other = target.writer("r1"), target.writer("r1")
+    for writer, batch in (
+        (one, numbered(1)),
+        (other, numbered(2)),
+        (one, numbered(3, a=pa.array([1]))),
+        (other, numbered(4, b=pa.array([2]))),
+    ):
+        assert list(writer.write(batch)) == []
+    assert list(one.write(numbered(5, b=pa.array([3])))) == []
+    target.publish("r1", one.close() + other.close())
+    assert [(r["n"], r["a"], r["b"]) for r in rows(client, dataset)][3:] == [(3, 1, None), (4, None, 2), (5, None, 3)]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_rows_name_their_tables_up_to_a_bound(method, client, dataset):
     target = sink(dataset, table="sales_{region}", method=method, max_tables=2)
     batch = numbered(1, 2, 3, 4, 5, region=pa.array(["eu", "us", "eu", "asia", None]))

@@ -39,6 +39,7 @@ _COLUMNS: list[Column] = [
     {"name": "noted_at", "type": "TIMESTAMP", "mode": "NULLABLE"},
     {"name": "version", "type": "STRING", "mode": "NULLABLE"},
 ]
+_made: set[TableName] = set()
 _NAMES = ", ".join(c["name"] for c in _COLUMNS)
 _BRIEF = {"jobRateLimitExceeded", "rateLimitExceeded", "backendError", "internalError", "jobBackendError", "jobInternalError", "stopped"}
 
@@ -116,8 +117,11 @@ class Ledger:
 
     def make(self) -> None:
         """Creates the ledger unless it is there."""
+        if self.table in _made:
+            return
         layout = Layout(cluster_by=("name",), description="Commits of tiebeam: what is begun, and what is done")
         Tables(self.clients, layout).create(self.table, layout.body(_COLUMNS), None)
+        _made.add(self.table)
 
     def note(self, name: str) -> Note | None:
         """What is noted of a commit; None when nothing is."""
@@ -131,7 +135,7 @@ class Ledger:
                 job = self.clients.rest.query(sql, job_config=config, retry=None, job_retry=None, timeout=ANSWER_SECS)
                 return list(job.result(retry=None, timeout=ANSWER_SECS))
             except Exception as e:
-                if is_(e, 404) or "does not exist" in str(e):
+                if is_(e, 404) or (LEDGER in str(e) and "does not exist" in str(e)):
                     return []
                 raise
 

@@ -150,7 +150,7 @@ def _lasting(code: int, said: str, stream: str) -> Exception:
     if _name_of(code) == "FAILED_PRECONDITION":
         return TransientError(f"the stream of {table} was ended by somebody else: {said}")
     return ConfigError(
-        Problem(f"BigQuery refuses rows: {said or _name_of(code)}", table, "see the reason; nothing of this commit is visible")
+        Problem(f"BigQuery refuses rows: {said or _name_of(code)}", table, "see the reason")
     )
 
 

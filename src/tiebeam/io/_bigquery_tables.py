@@ -98,25 +98,21 @@ class Tables:
 
         return self.clients.again(f"table {name}", get)
 
-    def fit(self, name: TableName, batch: RowBatch) -> tuple[list[Column], bool]:
-        """Makes a table take the rows of a batch; its columns, and whether it was changed for it."""
+    def fit(self, name: TableName, batch: RowBatch) -> list[Column]:
+        """Makes a table take the rows of a batch; its columns."""
         wanted = columns_of(batch.schema)
         nulls = {field.name.lower() for field, column in zip(batch.schema, batch.columns, strict=True) if column.null_count}
         nulls |= {field.name.lower() for field in batch.schema if pa.types.is_null(field.type)}
         with _altering:
-            fresh, pauses, changed = False, Pauses(self.clients.connection.patience_secs), False
+            fresh, pauses = False, Pauses(self.clients.connection.patience_secs)
             while True:
                 kept = self.known(name, fresh)
                 needed, news = evolved(kept or [], wanted, nulls)
                 if kept is not None and not news:
-                    return kept, changed
-                if self._change(name, kept, needed, news):
-                    changed, fresh = True, True
-                    self._known[name] = needed
-                else:  # somebody else was first
+                    return kept
+                if not self._change(name, kept, needed, news):  # somebody else was first
                     pauses.wait(f"table {name}", "others change it all the time")
-                    fresh = True
-                    self._known.pop(name, None)
+                fresh = True
 
     def _change(self, name: TableName, kept: list[Column] | None, needed: list[Column], news: list[str]) -> bool:
         """Creates or alters a table; False when somebody else has just done so."""

@@ -157,7 +157,8 @@ def arrow_type(column: Column) -> pa.DataType:
 
 def kind_of(column: Column) -> str:
     """The type of a column, by its one name."""
-    return _ALIASES.get(column["type"], column["type"])
+    name: str = column["type"]
+    return _ALIASES.get(name, name)
 
 
 def fitted(values: pa.Array, column: Column) -> pa.Array:

@@ -108,19 +108,19 @@ class _Writer:
 
     def _write(self, name: TableName, rows: RowBatch) -> Iterator[Letters]:
         told = rows.drop_columns([ROW_CHANGE]) if self.target.mode == "upsert" and ROW_CHANGE in rows.schema.names else rows
-        columns, changed = self.tables.fit(name, told)
+        columns = self.tables.fit(name, told)
         stored, bad, reasons = _stored(told, columns)
         if reasons:
             yield letters_of_rows(self.target.step, rows.filter(bad), "unfit", [reasons[i] for i in sorted(reasons)])
             good = pc.invert(bad)
             rows, stored = rows.filter(good), stored.filter(good)
         if stored.num_rows:
-            for refused in self.put(name, rows, stored, changed):
+            for refused in self.put(name, rows, stored, columns):
                 bad_rows = rows.take(pa.array(refused.rows, pa.int64()))
                 yield letters_of_rows(self.target.step, bad_rows, "refused", refused.reasons)
 
-    def put(self, name: TableName, rows: RowBatch, stored: RowBatch, changed: bool) -> Iterable[streams.Refused]:
-        """Stages rows of one table; which of them the service refuses."""
+    def put(self, name: TableName, rows: RowBatch, stored: RowBatch, columns: list[Column]) -> Iterable[streams.Refused]:
+        """Stages rows of one table, which has these columns now; which rows the service refuses."""
         raise NotImplementedError
 
     def _dealt(self, batch: RowBatch) -> Iterator[tuple[TableName | str, RowBatch]]:
@@ -132,15 +132,19 @@ class _Writer:
         if lacking:
             yield "no_table", batch
             return
-        parts = [pc.fill_null(batch.column(c).cast(pa.string()), "") for c in self.target.columns_in_name]
+        try:
+            parts = [pc.fill_null(batch.column(c).cast(pa.string()), "") for c in self.target.columns_in_name]
+        except pa.ArrowException as e:
+            raise ConfigError(Problem(f"a value that is no text cannot be part of a name: {e}", "table", "name another column")) from None
         names = pc.binary_join_element_wise(*parts, "\0") if len(parts) > 1 else parts[0]
         for value in pc.unique(names).to_pylist():
             rows = batch.filter(pc.equal(names, value))
-            values = dict(zip(self.target.columns_in_name, value.split("\0"), strict=True))
-            if not all(re.fullmatch(r"[\w-]+", v) for v in values.values()):
+            values = value.split("\0")
+            if len(values) != len(self.target.columns_in_name) or not all(re.fullmatch(r"[\w-]+", v) for v in values):
                 yield "no_table", rows
                 continue
-            name = TableName.of(self.target.table.format_map(values), self.clients.project)
+            told = dict(zip(self.target.columns_in_name, values, strict=True))
+            name = TableName.of(self.target.table.format_map(told), self.clients.project)
             if name not in self.places and len(self.places) >= self.target.max_tables:
                 yield "too_many_tables", rows
             else:
@@ -163,8 +167,11 @@ class _Writer:
 
 @dataclass
 class _Stream:
+    """A stream, and the columns that its table had when it was opened."""
+
     name: str
     appender: streams.Appender
+    columns: list[Column]
 
 
 class StreamWriter(_Writer):
@@ -174,13 +181,14 @@ class StreamWriter(_Writer):
         super().__init__(target)
         self.ended: list[_Stream] = []
 
-    def put(self, name: TableName, rows: RowBatch, stored: RowBatch, changed: bool) -> Iterable[streams.Refused]:
-        if changed and self.places.get(name):  # a stream keeps the columns that its table had
-            self.ended.append(self.places.pop(name))
+    def put(self, name: TableName, rows: RowBatch, stored: RowBatch, columns: list[Column]) -> Iterable[streams.Refused]:
         place = self.places.get(name)
+        if place and place.columns != columns:
+            self.ended.append(place)
+            place = None
         if place is None:
             stream = streams.create(self.clients, name)
-            place = self.places[name] = _Stream(stream, streams.Appender(self.clients, stream, streams.as_arrow, exact=True))
+            place = self.places[name] = _Stream(stream, streams.Appender(self.clients, stream, streams.as_arrow, exact=True), columns)
         return place.appender.append(stored)
 
     def close(self) -> list[Staged]:
@@ -204,16 +212,15 @@ class DirectWriter(_Writer):
         super().__init__(target)
         self.rows = 0
 
-    def put(self, name: TableName, rows: RowBatch, stored: RowBatch, changed: bool) -> Iterable[streams.Refused]:
+    def put(self, name: TableName, rows: RowBatch, stored: RowBatch, columns: list[Column]) -> Iterable[streams.Refused]:
         place = self.places.get(name)
-        if changed and place:
-            place.appender.close()
-        if place is None:
+        if place is None or place.columns != columns:
+            if place:
+                place.appender.close()
             stream = f"{name.path}/streams/_default"
-            encode = changes.Encoder(self.tables.known(name) or []) if self.target.mode == "upsert" else streams.as_arrow
-            place = self.places[name] = _Stream(stream, streams.Appender(self.clients, stream, encode, exact=False))
+            encode = changes.Encoder(columns) if self.target.mode == "upsert" else streams.as_arrow
+            place = self.places[name] = _Stream(stream, streams.Appender(self.clients, stream, encode, exact=False), columns)
         if self.target.mode == "upsert":
-            place.appender.encode = changes.Encoder(self.tables.known(name) or [])
             stored = changes.marked(stored, rows)
         refused = place.appender.append(stored)
         self.rows += stored.num_rows - sum(len(r.rows) for r in refused)
@@ -247,13 +254,13 @@ class LoadWriter(_Writer):
         self.name = target.name_of(run_id)
         self.staged: list[Staged] = []
 
-    def put(self, name: TableName, rows: RowBatch, stored: RowBatch, changed: bool) -> Iterable[streams.Refused]:
+    def put(self, name: TableName, rows: RowBatch, stored: RowBatch, columns: list[Column]) -> Iterable[streams.Refused]:
         place = self.places.get(name)
-        if place and (changed or place.bytes >= self.LOAD_BYTES):
+        if place and (place.columns != columns or place.bytes >= self.LOAD_BYTES):
             self._load(name, place)
             place = None
         if place is None:
-            place = self.places[name] = _Loaded(self.tables.known(name) or [])
+            place = self.places[name] = _Loaded(columns)
         if self.target.mode == "upsert":
             stored = changes.ordered(stored, rows)
         place.parts.append(stored)
@@ -275,7 +282,7 @@ class LoadWriter(_Writer):
         from google.cloud import bigquery
 
         staging = name.beside(f"{_PREFIX}{self.name}_{uuid.uuid4().hex}")
-        rows = pa.Table.from_batches(place.parts)
+        rows = pa.concat_tables([pa.Table.from_batches([part]) for part in place.parts], promote_options="default")
         columns = place.columns + (changes.ORDER_COLUMNS if self.target.mode == "upsert" else [])
         wanted = [{**c, "mode": "REPEATED" if c.get("mode") == "REPEATED" else "NULLABLE"} for c in columns]
         self.tables.create(staging, {"schema": {"fields": wanted}, "labels": {"made_by": "tiebeam"}}, STAGED_DAYS)
@@ -328,7 +335,7 @@ def publish(target: Target, run_id: str, staged: list[Staged]) -> bool:
     """Makes pieces visible, once; False when they were."""
     name, ledger = target.name_of(run_id), target.ledger
     by_table = [s for s in staged if s.facts["by"] == "table"]
-    if target.by_streams(run_id) and not by_table:
+    if staged and not by_table:
         return _publish_streams(target, run_id, name, staged)
     ledger.make()
     first, rows = False, sum(s.rows for s in staged)

@@ -33,7 +33,7 @@ from tiebeam.steps import BatchFn, apply_batches
 
 PING_SECS = 15.0
 
-_TABLE = re.compile(r"(?:[a-z0-9.:-]+\.)?\w+\.(?:[\w-]|\{[^{}]+\})+")
+_TABLE = re.compile(r"(?:[a-z0-9.:-]+\.)?\w+\.(?:[\w-]|\{[A-Za-z_]\w*\})+")
 _LABEL = re.compile(r"[a-z_][a-z0-9_-]{0,62}=[a-z0-9_-]{0,63}")
 
 
