@@ -32,7 +32,14 @@ from tiebeam.templates import _build
 
 FILE = Path(__file__).parents[1] / "templates" / "surface.json"
 CHANGELOG = Path(__file__).parents[2] / "CHANGELOG.md"
-DRY = ["--dry_run=True", "--no_auth", "--project=p", "--region=europe-west1", "--temp_location=gs://bucket/temp", "--staging_location=gs://bucket/staging"]
+DRY = [
+    "--dry_run=True",
+    "--no_auth",
+    "--project=some-project",
+    "--region=europe-west1",
+    "--temp_location=gs://bucket/temp",
+    "--staging_location=gs://bucket/staging",
+]
 ROWS = [{"user": "u", "page": page, "amount": 1, "at": "2026-01-01T00:00:00Z"} for page in ("home", "cart")]
 DAY = ["--from=2026-01-01T00:00:00Z", "--to=2026-01-02T00:00:00Z"]
 SECRET = "env:PASSWORD_OF_THE_BROKERS"
@@ -73,7 +80,8 @@ def _stream(folder: Path) -> _job.Job:
     rollup = registry.pipeline("rollup")
     access = {"security": "sasl_ssl", "sasl": "PLAIN", "username": "me", "password": Secret(SECRET)}
     sink: Any = registry.connector("sink", "kafka")("localhost:9092", "totals", staging=str(folder / "staged"), **access)
-    options = rollup.Options(source=Endless(), sink=sink, by=("user",), window="1h", aggregates=("n=count()",))
+    what = {"by": ("user",), "window": "1h", "aggregates": ("n=count()",), "dead_letters": str(folder / "rejected")}
+    options = rollup.Options(source=Endless(), sink=sink, **what)
     return _job.Job("rollup", rollup, options, [], [], "", "rollup-1", endless=True)
 
 
@@ -90,7 +98,9 @@ def surface(made: dict[str, beam.Pipeline]) -> list[str]:
         told += [f"template {name} on {target}" for target in registry.TARGETS if _has(name, target)]
     for entry in registry.entries("connectors"):
         if entry.name in registry.CONNECTORS:
-            told += [f"option {_option(f'{entry.name} {r} --', o)}" for r in entry.roles for o in declared(registry.connector(r, entry.name))]
+            told += [
+                f"option {_option(f'{entry.name} {r} --', o)}" for r in entry.roles for o in declared(registry.connector(r, entry.name))
+            ]
     for name, p in made.items():
         told += [f"label {name}: {label}" for label in leaf_labels(p)]
     return sorted(set(told))

@@ -107,7 +107,9 @@ def test_the_replay_runs_them_again_under_a_mended_contract(told, airflow, job):
 def test_dags_are_python_and_hold_the_flags(tmp_path, name):
     text = (built(tmp_path, name) / f"tiebeam_{name}.py").read_text()
     tree = ast.parse(text)
-    assert "@" not in "".join(n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)).replace("@daily", "")
+    assert "@" not in "".join(n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)).replace(
+        "@daily", ""
+    )
     assert f"BOUND_TO_INTERVAL = {name in ('ingest', 'rollup')}" in text
 
 

@@ -44,7 +44,12 @@ def test_a_change_without_a_word_is_found(now):
 def test_the_surface_covers_every_kind(now):
     kinds = {re.match(r"dead letter|template|option|label", item)[0] for item in now}
     assert kinds == {"dead letter", "template", "option", "label"}
-    assert {"template ingest on dataflow", "option ingest --source: source", "option ingest --from: str", "dead letter original: binary"} <= set(now)
+    assert {
+        "template ingest on dataflow",
+        "option ingest --source: source",
+        "option ingest --from: str",
+        "dead letter original: binary",
+    } <= set(now)
     assert "template retail on dataflow" not in now
 
 

@@ -32,6 +32,7 @@ from tiebeam.runners import not_to_submit
 
 SUBMIT_SECS = 600
 
+
 @dataclass
 class Submitted:
     """A job that was handed over: `job` is the id under which the platform knows it, `page` where it is seen."""
