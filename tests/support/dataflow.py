@@ -191,6 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def create(self, query: dict[str, str], body: bytes) -> None:
         job = json.loads(body)
+        job["type"] = {1: "JOB_TYPE_BATCH", 2: "JOB_TYPE_STREAMING"}.get(job["type"], job["type"])  # the service tells names
         alike = [j for j in self.service.jobs.values() if j["name"] == job["name"] and j["currentState"] == "JOB_STATE_RUNNING"]
         if replaced := job.get("replaceJobId"):
             if refusal := self._unlike(self.service.jobs[replaced], job):

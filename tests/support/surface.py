@@ -35,7 +35,7 @@ CHANGELOG = Path(__file__).parents[2] / "CHANGELOG.md"
 DRY = [
     "--dry_run=True",
     "--no_auth",
-    "--project=p",
+    "--project=some-project",
     "--region=europe-west1",
     "--temp_location=gs://bucket/temp",
     "--staging_location=gs://bucket/staging",
@@ -80,7 +80,8 @@ def _stream(folder: Path) -> _job.Job:
     rollup = registry.pipeline("rollup")
     access = {"security": "sasl_ssl", "sasl": "PLAIN", "username": "me", "password": Secret(SECRET)}
     sink: Any = registry.connector("sink", "kafka")("localhost:9092", "totals", staging=str(folder / "staged"), **access)
-    options = rollup.Options(source=Endless(), sink=sink, by=("user",), window="1h", aggregates=("n=count()",))
+    what = {"by": ("user",), "window": "1h", "aggregates": ("n=count()",), "dead_letters": str(folder / "rejected")}
+    options = rollup.Options(source=Endless(), sink=sink, **what)
     return _job.Job("rollup", rollup, options, [], [], "", "rollup-1", endless=True)
 
 

@@ -6,14 +6,10 @@ import json
 import os
 import subprocess
 import sys
-import uuid
 from pathlib import Path
 
-import confluent_kafka
 import duckdb
 import pytest
-import yaml
-from confluent_kafka.admin import AdminClient, NewTopic
 
 from tiebeam import cli
 from tiebeam.pipelines import _retail_data
@@ -57,9 +53,9 @@ def test_retail_in_batch_has_the_tables_of_this_machine(flink, tmp_path):
         return [f"--input={tmp_path}/in", *(f"--{option}={tmp_path}/{name}/{place}" for option, place in places.items())]
 
     folder = built(tmp_path / "template", "retail")
-    told = script(flink, folder / "submit.sh", *flags("flink"))
+    told = script(flink, folder / "submit.sh", "--parallelism=1", *flags("flink"))
     assert told["page"] == f"http://{flink.address}/#/job/{told['job']}/overview"
     assert cli.main(["run", "retail", *flags("here")]) == 0
-    assert flink.rest.await_state(told["job"], secs=500) == "FINISHED"
+    assert flink.rest.await_state(told["job"], secs=500) == "FINISHED", flink.rest.causes(told["job"])[0][-3000:]
     assert cli.main(["status", told["job"], f"--flink_master={flink.address}"]) == 0
     assert tables(tmp_path / "flink/retail.duckdb") == tables(tmp_path / "here/retail.duckdb") != {}

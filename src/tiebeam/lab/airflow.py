@@ -1,6 +1,6 @@
 """Airflow: a real one of version 3 in an environment of its own, to try generated DAGs with.
 
-`AIRFLOW_PYTHON=PATH` names the Python of one that is here. Else it is installed by pip into the cache (`~/.cache/tiebeam`): one minute, 300 MB.
+`AIRFLOW_PYTHON=PATH` names the Python of one that is here. Else pip installs it into the cache (`~/.cache/tiebeam`): one minute, 300 MB.
 Each instance has a database of its own in a folder, and needs no server: `dag.test()` runs a DAG in its process.
 """
 
@@ -35,7 +35,7 @@ class Airflow:
         """An Airflow with a database of its own in a folder, and a folder `dags` in it."""
         (folder / "dags").mkdir(parents=True)
         made = Instance(self.path, folder)
-        made.run("-m", "airflow", "db", "migrate")
+        made.python_runs("-m", "airflow", "db", "migrate")
         return made
 
 
@@ -46,7 +46,7 @@ class Instance:
     python: str
     folder: Path
 
-    def run(self, *words: str, env: Mapping[str, str] | None = None) -> str:
+    def python_runs(self, *words: str, env: Mapping[str, str] | None = None) -> str:
         """Runs Python there and gives what it printed; ConfigError with its last words when it fails."""
         settings = {
             "AIRFLOW_HOME": str(self.folder),
