@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 import json
 import sys
-from dataclasses import MISSING
 from collections.abc import Callable
+from dataclasses import MISSING
 from functools import partial
 from pathlib import Path
 from typing import Any

@@ -17,7 +17,9 @@ from airflow.sdk import DAG, CronDataIntervalTimetable, Param, get_current_conte
 from airflow.sdk.exceptions import AirflowFailException
 
 TIEBEAM = "/opt/tiebeam/bin/tiebeam"
-FLAGS = []
+FLAGS = [
+
+]
 # retail has no --from and --to: every run reads all of its input.
 BOUND_TO_INTERVAL = False
 MOST_REJECTED = 0  # more rejected rows than this make the check fail; the rows that are good are published all the same
