@@ -39,10 +39,10 @@ def spark():
 
 
 @pytest.fixture(scope="session")
-def kafka(tmp_path_factory):
+def kafka():
     """A broker of Kafka, for the whole session."""
-    with services.obtain("kafka").cluster(tmp_path_factory.mktemp("kafka")) as cluster:
-        yield cluster
+    return services.broker()
+
 
 
 @pytest.fixture(scope="session")

@@ -48,22 +48,39 @@ def name(request):
     return request.param
 
 
-def test_append_adds_and_replace_replaces(name, tmp_path):
+@pytest.fixture(params=targets.with_gaps(READABLE, "replace"))
+def replaced(request):
+    """A place that can be replaced."""
+    return request.param
+
+
+def test_append_adds(name, tmp_path):
     run(targets.sink(name, tmp_path), tmp_path, SOME, run_id="r1")
     run(targets.sink(name, tmp_path), tmp_path, SOME.slice(0, 1), run_id="r2")
     assert ns_of(name, tmp_path) == sorted([*ROWS, 0])
-    run(targets.sink(name, tmp_path, mode="replace"), tmp_path, SOME.slice(1), run_id="r3")
+
+
+def test_replace_replaces(replaced, tmp_path):
+    name = replaced
+    run(targets.sink(name, tmp_path), tmp_path, SOME, run_id="r1")
+    run(targets.sink(name, tmp_path, mode="replace"), tmp_path, SOME.slice(1), run_id="r2")
     assert ns_of(name, tmp_path) == ROWS[1:]
 
 
-@pytest.mark.parametrize("mode", ["append", "replace"])
-def test_the_same_run_twice_changes_nothing(name, mode, tmp_path):
+def test_the_same_run_twice_changes_nothing(name, tmp_path):
     for _ in range(2):
-        run(targets.sink(name, tmp_path, mode=mode), tmp_path, SOME)
+        run(targets.sink(name, tmp_path), tmp_path, SOME)
         assert ns_of(name, tmp_path) == ROWS
 
 
-def test_a_run_repeated_after_others_does_not_undo_them(name, tmp_path):
+def test_the_same_replacement_twice_changes_nothing(replaced, tmp_path):
+    for _ in range(2):
+        run(targets.sink(replaced, tmp_path, mode="replace"), tmp_path, SOME)
+        assert ns_of(replaced, tmp_path) == ROWS
+
+
+def test_a_run_repeated_after_others_does_not_undo_them(replaced, tmp_path):
+    name = replaced
     run(targets.sink(name, tmp_path, mode="replace"), tmp_path, SOME.slice(0, 1), run_id="r1")
     run(targets.sink(name, tmp_path), tmp_path, SOME.slice(1, 1), run_id="r2")
     run(targets.sink(name, tmp_path, mode="replace"), tmp_path, SOME.slice(0, 1), run_id="r1")
@@ -76,14 +93,18 @@ def test_bundles_that_run_three_times_count_once(name, tmp_path):
     assert ns_of(name, tmp_path) == ROWS
 
 
-def test_no_rows_leave_what_is_there_and_replace_it_when_told(name, tmp_path):
+def test_no_rows_leave_what_is_there(name, tmp_path):
     run(targets.sink(name, tmp_path), tmp_path, run_id="r0")
     assert ns_of(name, tmp_path) == []
     run(targets.sink(name, tmp_path), tmp_path, SOME, run_id="r1")
     run(targets.sink(name, tmp_path), tmp_path, run_id="r2")
     assert ns_of(name, tmp_path) == ROWS
-    run(targets.sink(name, tmp_path, mode="replace"), tmp_path, run_id="r3")
-    assert ns_of(name, tmp_path) == []
+
+
+def test_no_rows_replace_what_is_there(replaced, tmp_path):
+    run(targets.sink(replaced, tmp_path), tmp_path, SOME, run_id="r1")
+    run(targets.sink(replaced, tmp_path, mode="replace"), tmp_path, run_id="r2")
+    assert ns_of(replaced, tmp_path) == []
 
 
 def test_staged_rows_are_invisible_until_published_and_published_once(name, tmp_path):
@@ -139,7 +160,8 @@ def test_a_run_id_is_any_name(name, tmp_path):
 @pytest.mark.parametrize("name", SINKS)
 def test_the_location_is_the_places_own(name, tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
-    assert targets.sink(name, here).location() == targets.sink(name, here, mode="replace").location()
+    sink = targets.sink(name, here)
+    assert {sink.location()} == {targets.sink(name, here, mode=mode).location() for mode in sink.modes}
     assert targets.sink(name, here).location() != targets.sink(name, there).location()
 
 

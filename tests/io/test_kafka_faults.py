@@ -18,7 +18,7 @@ from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 from support import registry, services
 from tiebeam.dead_letters import Letters
-from tiebeam.errors import ConfigError, TransientError
+from tiebeam.errors import BadFileError, ConfigError, TransientError
 from tiebeam.io import _endless, _kafka_reader, _schema_registry
 from tiebeam.io._endless import Progress, _Adapted
 from tiebeam.io.kafka import ReadFromKafka, WriteToKafka
@@ -211,6 +211,79 @@ def test_reading_resumes_from_its_mark_in_another_process(kafka, monkeypatch):
         if second.advance():
             found += [n for rows in second.get_current().results for n in rows.column("id").to_pylist()]
     assert sorted(found) == list(range(200))
+
+
+def test_consumers_of_the_same_group_that_come_and_go_take_no_row_and_give_none(kafka):
+    """Whoever joins the group makes it share out its partitions anew; what we read is not shared."""
+    name, group = f"shared-{uuid.uuid4().hex[:8]}", uuid.uuid4().hex
+    create(kafka, name, 3)
+    numbers = range(4_500)
+    stopped, taken = threading.Event(), []
+
+    def come_and_go() -> None:
+        while not stopped.is_set():
+            settings = {"bootstrap.servers": kafka.servers, "group.id": group, "log_level": 0, "auto.offset.reset": "earliest"}
+            other = confluent_kafka.Consumer(settings)
+            other.subscribe([name])
+            until = time.monotonic() + 4
+            while time.monotonic() < until and not stopped.is_set():
+                taken.extend(message for message in other.consume(100, 0.1) if message.error() is None)
+            other.close()
+
+    strangers = [threading.Thread(target=come_and_go) for _ in range(2)]
+    for stranger in strangers:
+        stranger.start()
+    try:
+        reader, found = reading(kafka, name, group=group), []
+        until = time.monotonic() + 3 * PATIENCE
+        for part in range(3):
+            send(kafka, name, *numbers[part * 1_500 : (part + 1) * 1_500])
+            while len(found) < (part + 1) * 1_500 and time.monotonic() < until:
+                if (piece := reader.poll(list(reader.parts))) is not None:
+                    found += [n for rows in piece.rows for n in rows.column("id").to_pylist()]
+                    reader.commit({piece.partition: piece.position})
+            while not taken and time.monotonic() < until:
+                time.sleep(0.05)
+        reader.close()
+    finally:
+        stopped.set()
+        for stranger in strangers:
+            stranger.join()
+    assert sorted(found) == list(numbers)
+    assert taken, "the strangers were members"
+
+
+@pytest.mark.parametrize(("compression", "checked"), [("none", True), ("lz4", True), ("lz4", False)])
+def test_a_damaged_batch_stops_the_reading_and_none_of_it_is_a_row(kafka, compression, checked):
+    """Bytes are changed on the disk of the broker, below what it looks at."""
+    if not kafka.brokers:
+        pytest.skip("the disk of the brokers given is not here")
+    name = f"damaged-{uuid.uuid4().hex[:8]}"
+    create(kafka, name, 1)
+    for n in range(3):
+        sending = confluent_kafka.Producer({"bootstrap.servers": kafka.servers, "log_level": 0, "compression.type": compression})
+        sending.produce(name, b'{"id":%d,"pad":"%s"}' % (n, bytes(range(97, 123)) * 40), partition=0)
+        assert sending.flush(PATIENCE) == 0
+    (segment,) = (kafka.brokers[0].home / "data" / f"{name}-0").glob("*.log")
+    with segment.open("r+b") as file:
+        size = 12 + int.from_bytes(file.read(12)[8:], "big")  # of the first batch
+        where = size + 61 + 12  # behind the header of the second
+        file.seek(where)
+        damage = bytes(byte ^ 0xFF for byte in file.read(24))
+        file.seek(where)
+        file.write(damage)
+    more = () if checked else ("check.crcs=false",)
+    reader, found = reading(kafka, name, client_config=more), []
+    with pytest.raises(BadFileError, match=rf"{name}/0: a batch of messages .* is damaged.*start={name}/0:OFFSET"):
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            if (piece := reader.poll(list(reader.parts))) is not None:
+                found += [n for rows in piece.rows for n in rows.column("id").to_pylist()]
+    reader.close()
+    assert found in ([], [0])
+    rows, refused = all_of(kafka, name, start=f"{name}/0:2", schema="id bigint")
+    assert [row["id"] for row in rows] == [2]
+    assert not refused
 
 
 # Schema registries.

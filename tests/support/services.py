@@ -7,9 +7,14 @@ on this machine, else builds or starts one. Where it cannot be had its tests are
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,6 +54,15 @@ def obtain(name: str) -> Any:
     if os.environ.get("CI") == "true" and service.needed_in_ci:
         pytest.fail(f"CI needs {name}, for {service.needed_in_ci}: {reason}")
     pytest.skip(f"no {name}: {reason}")
+
+
+@functools.cache
+def broker() -> kafka.Cluster:
+    """A broker of Kafka, for as long as the tests run."""
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tiebeam-kafka-", ignore_cleanup_errors=True))
+    return stack.enter_context(obtain("kafka").cluster(Path(folder)))
 
 
 def report() -> list[str]:

@@ -33,6 +33,7 @@ _FETCHING: dict[str, Any] = {
     "queued.min.messages": 30_000,
     "fetch.queue.backoff.ms": 5,
     "fetch.wait.max.ms": 100,
+    "check.crcs": True,  # else a flipped bit is a row
 }
 
 
@@ -258,7 +259,8 @@ class TopicReader(PartitionReader):
         if error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED:
             return  # what the group is told is advice
         if error.code() in (KafkaError._BAD_MSG, KafkaError._BAD_COMPRESSION, KafkaError.INVALID_MSG):
-            raise BadFileError(f"{where}: a batch of messages at or behind offset {self.parts[where].reached} is damaged: {error.str()}")
+            what = f"{where}: a batch of messages at or behind offset {self.parts[where].reached} is damaged: {error.str()}"
+            raise BadFileError(f"{what}; start={where}:OFFSET reads on behind it")
         if error.fatal() or not error.retriable():
             raise TransientError(f"{where}: {error.str()}")
 

@@ -39,6 +39,7 @@ from tiebeam.rows import RESERVED, ROW_CHANGE, ROW_TIME, RowBatch
 from tiebeam.staging import Staged
 
 SEND_SECS = 60
+CLAIM_SECS = 20
 COMMIT_SECS, RUN_SECS = 60, 900
 """How long a transaction may be open: that of a commit, and that of a whole run, for which brokers allow no more."""
 VISIBLE_SECS = 2.0
@@ -126,15 +127,25 @@ class Target:
         if problems:
             raise ConfigError(*problems)
         if self.staging is not None:
-            quiet = logging.Logger("quiet", logging.CRITICAL + 1)
-            self.claim(self.producer(**{"transactional.id": f"{TRANSACTIONS}{self.topic}-ping", "logger": quiet}))
+            self._ping_transactions()
 
-    def claim(self, producer: Any) -> None:
+    def _ping_transactions(self) -> None:
+        import confluent_kafka
+
+        quiet = logging.Logger("quiet", logging.CRITICAL + 1)
+        try:
+            self.claim(self.producer(**{"transactional.id": f"{TRANSACTIONS}{self.topic}-ping", "logger": quiet}), CLAIM_SECS)
+        except confluent_kafka.KafkaException as e:
+            what = f"the brokers begin no transaction within {CLAIM_SECS} s: {e.args[0].str()}"
+            fix = "enough of them must run for transaction.state.log.replication.factor; or use delivery=at_least_once"
+            raise ConfigError(Problem(what, "delivery", fix)) from None
+
+    def claim(self, producer: Any, secs: float) -> None:
         """Fences whoever else has a producer of this transactional id."""
         import confluent_kafka
 
         try:
-            producer.init_transactions(SEND_SECS)
+            producer.init_transactions(secs)
         except confluent_kafka.KafkaException as e:
             if e.args[0].code() in DENIED:
                 what = f"to use transactional ids that begin with {TRANSACTIONS}{self.topic}-"
@@ -332,7 +343,7 @@ def publish(target: Target, run_id: str, staged: list[Staged]) -> bool:
     target.prepared()
     sending = Sending(target, **_transaction(target, run_id))
     try:
-        target.claim(sending.producer)
+        target.claim(sending.producer, SEND_SECS)
         if is_published(target, run_id):
             discard(target, run_id)
             return False
@@ -344,13 +355,13 @@ def publish(target: Target, run_id: str, staged: list[Staged]) -> bool:
             note = json.dumps({"topic": target.topic, "rows": sum(piece.rows for piece in staged)}).encode()
             sending.producer.produce(target.ledger, note, _key(target, run_id), partition=_partition(target, run_id))
             _insist(lambda: sending.producer.commit_transaction(SEND_SECS))
-            _await_visible(target, sending.reached)
         except BaseException:
             with contextlib.suppress(confluent_kafka.KafkaException):
                 sending.producer.abort_transaction(SEND_SECS)
             raise
     except confluent_kafka.KafkaException as e:
         raise TransientError(f"the transaction of {run_id} to {target.topic} did not end: {e.args[0].str()}") from None
+    _await_visible(target, sending.reached)
     discard(target, run_id)
     return True
 

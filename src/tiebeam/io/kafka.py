@@ -205,7 +205,8 @@ class ReadFromKafka(Source):
 
     def sample(self, rows: int) -> RowBatch | None:
         parts = [r for r in self._last(min(rows, SAMPLED_MESSAGES), self._rows()) if isinstance(r, RowBatch)]
-        return concat(parts) if parts else None
+        alike = [part for part in parts if part.schema == parts[-1].schema]  # a registry may have had others before
+        return concat(alike).slice(0, rows) if alike else None
 
     def read(self, begin: Any) -> beam.PCollection:
         return begin | "Stream" >> ReadEndless(self.source(), poll_secs=self.poll_secs, step=self.label)
@@ -301,8 +302,8 @@ class ReadFromKafka(Source):
             self._columns = pa.schema([*known.items()])
         return self._columns
 
-    def _last(self, count: int, rows: MessageRows) -> Iterator[RowBatch | Letters]:
-        """The last messages of the partitions, as rows."""
+    def _last(self, count: int, rows: MessageRows) -> list[RowBatch | Letters]:
+        """The last messages of the partitions, as rows; more than `count` where offsets do not say how many there are."""
         from confluent_kafka.admin import OffsetSpec
 
         cluster = Cluster(self.connection)
@@ -310,9 +311,12 @@ class ReadFromKafka(Source):
         lows = cluster.offsets(map(parted, names), OffsetSpec.earliest(), False)
         ends = cluster.offsets(map(parted, names), OffsetSpec.latest(), self.isolation == "read_committed")
         each = max(1, count // max(1, len(names)))
-        begin = tuple((name, max(lows[parted(name)], ends[parted(name)] - each)) for name in names)
-        source = self._topics(rows, begin, tuple((name, ends[parted(name)]) for name in names))
-        yield from source.read_all()
+        for back in (each, 4 * each, 16 * each):  # markers of transactions have offsets too
+            begin = tuple((name, max(lows[parted(name)], ends[parted(name)] - back)) for name in names)
+            found = list(self._topics(rows, begin, tuple((name, ends[parted(name)]) for name in names)).read_all())
+            if sum((part.batch if isinstance(part, Letters) else part).num_rows for part in found) >= count:
+                break
+        return found
 
 
 class WriteToKafka(Sink):
