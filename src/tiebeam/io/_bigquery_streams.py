@@ -149,9 +149,7 @@ def _lasting(code: int, said: str, stream: str) -> Exception:
     table = stream.partition("/streams/")[0]
     if _name_of(code) == "FAILED_PRECONDITION":
         return TransientError(f"the stream of {table} was ended by somebody else: {said}")
-    return ConfigError(
-        Problem(f"BigQuery refuses rows: {said or _name_of(code)}", table, "see the reason")
-    )
+    return ConfigError(Problem(f"BigQuery refuses rows: {said or _name_of(code)}", table, "see the reason"))
 
 
 def _is_passing(error: Exception) -> bool:

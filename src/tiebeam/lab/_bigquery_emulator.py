@@ -25,7 +25,7 @@ _PATH = re.compile(r"/bigquery/v2/projects/([^/]+)/(?:(jobs|queries)|datasets(?:
 def main() -> None:
     for mend in (
         job_ids, query_destinations, insert_errors, uploads, loads_by_name, partitions_of_loads,
-        nested_rows, unknown_columns, change_rows, commits, schema_updates,
+        large_decimals, nested_rows, unknown_columns, change_rows, commits, schema_updates,
     ):  # fmt: skip
         mend()
     from bqemulator import cli
@@ -174,6 +174,17 @@ def partitions_of_loads() -> None:
             catalog.update_table(table.model_copy(update={"time_partitioning": partitioned, "clustering": clustered}))
 
     executor._maybe_create_load_destination = made
+
+
+def large_decimals() -> None:
+    """A BIGNUMERIC column has at least NUMERIC's digits; 1.4.0 asks DuckDB for 76, which has 38, and so cannot make the table."""
+    import pyarrow as pa
+    from bqemulator.api.routes import tabledata
+    from bqemulator.storage import type_map
+
+    to_duckdb, to_arrow = type_map.bq_to_duckdb, tabledata._bq_type_to_arrow
+    type_map.bq_to_duckdb = lambda kind: "DECIMAL(38, 9)" if kind.strip().upper() == "BIGNUMERIC" else to_duckdb(kind)
+    tabledata._bq_type_to_arrow = lambda kind: pa.decimal128(38, 9) if kind.upper() == "BIGNUMERIC" else to_arrow(kind)
 
 
 def nested_rows() -> None:
