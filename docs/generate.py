@@ -87,7 +87,7 @@ def bigquery_page() -> str:
 
 
 def templates() -> dict[str, str]:
-    """The files of every template as `tiebeam template build` makes them without further flags, and which there are none of, with the reason."""
+    """The files of every template as `tiebeam template build` makes them, and why there are none where there are none."""
     pages, rows = {}, []
     for name in registry.PIPELINES:
         cells = []

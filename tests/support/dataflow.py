@@ -126,9 +126,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def list(self, query: dict[str, str], body: bytes, bucket: str) -> None:
         prefix = f"{bucket}/{query.get('prefix', '')}"
-        self.say(
-            {"kind": "storage#objects", "items": [self.service.stored(n) for n in sorted(self.service.objects) if n.startswith(prefix)]}
-        )
+        found = [self.service.stored(name) for name in sorted(self.service.objects) if name.startswith(prefix)]
+        self.say({"kind": "storage#objects", "items": found})
 
     def object(self, query: dict[str, str], body: bytes, bucket: str, key: str) -> None:
         name = f"{bucket}/{key}"

@@ -1,4 +1,4 @@
-"""The generated DAGs in a real Airflow 3: three intervals, a try that fails after it has published, rejected rows, and their replay."""
+"""The generated DAGs in a real Airflow 3: three intervals, tries that fail after they have published, rejected rows, their replay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files for Flink, at work: a batch job and a stream, submitted by the generated scripts to a real cluster, stopped and updated."""
+"""The files for Flink at work: jobs submitted by the generated scripts to a real cluster, saved, updated, stopped."""
 
 from __future__ import annotations
 

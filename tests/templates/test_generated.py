@@ -1,4 +1,4 @@
-"""The generated files against what reads them: a schema of ours, HCL, the CRD of Flink's operator, shell, pip; built within three seconds of work."""
+"""The generated files against what reads them: a schema of ours, HCL, the CRD of Flink's operator, shell, pip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs handed to Dataflow, against a stand-in for its REST service and Cloud Storage: what arrives, what is refused, and what becomes of the job."""
+"""Jobs handed to Dataflow, against a stand-in for its REST service and Cloud Storage: what arrives, and what becomes of it."""
 
 from __future__ import annotations
 

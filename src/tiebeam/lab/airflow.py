@@ -1,7 +1,7 @@
 """Airflow: a real one of version 3 in an environment of its own, to try generated DAGs with.
 
-`AIRFLOW_PYTHON=PATH` names the Python of one that is here. Else pip installs it into the cache (`~/.cache/tiebeam`): one minute, 300 MB.
-Each instance has a database of its own in a folder, and needs no server: `dag.test()` runs a DAG in its process.
+`AIRFLOW_PYTHON=PATH` names the Python of one that is here. Else it is installed by pip into the cache (`~/.cache/tiebeam`):
+one minute, 300 MB. Each instance has a database of its own in a folder, and needs no server: `dag.test()` runs a DAG in its process.
 """
 
 from __future__ import annotations
