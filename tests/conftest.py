@@ -44,7 +44,6 @@ def kafka():
     return services.broker()
 
 
-
 @pytest.fixture(scope="session")
 def gcs_server(tmp_path_factory):
     """A Cloud Storage, for the whole session."""
