@@ -314,7 +314,7 @@ class ReadFromKafka(Source):
         for back in (each, 4 * each, 16 * each):  # markers of transactions have offsets too
             begin = tuple((name, max(lows[parted(name)], ends[parted(name)] - back)) for name in names)
             found = list(self._topics(rows, begin, tuple((name, ends[parted(name)]) for name in names)).read_all())
-            if sum((part.batch if isinstance(part, Letters) else part).num_rows for part in found) >= count:
+            if sum((part.batch if isinstance(part, Letters) else part).num_rows for part in found) >= each * len(names):
                 break
         return found
 

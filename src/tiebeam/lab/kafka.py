@@ -204,4 +204,5 @@ def _properties(node: int, home: Path, voters: str, brokers: int) -> dict[str, s
         "broker.session.timeout.ms": "2000",  # a broker that was killed may come back after this
         "broker.heartbeat.interval.ms": "500",
         "auto.create.topics.enable": "false",
+        "log.retention.ms": "-1",  # messages of old times that are replayed would be removed within minutes
     }
