@@ -55,7 +55,7 @@ def one_at_a_time() -> None:
     from bqemulator.grpc_api.write_servicer import BigQueryWriteHandler
     from bqemulator.storage.engine import DuckDBEngine
 
-    execute, fetch, flush = DuckDBEngine.execute, DuckDBEngine.fetch_arrow, BigQueryWriteHandler._flush_to_target
+    execute, fetch = DuckDBEngine.execute, DuckDBEngine.fetch_arrow
 
     def fetched(self: Any, sql: str, parameters: list[Any] | None = None) -> Any:
         with LOCK:
@@ -70,11 +70,8 @@ def one_at_a_time() -> None:
             given = execute(self, sql, parameters)
             return given if sql.endswith("LIMIT 0") else Fetched(given)  # who asks for nothing wants the schema
 
-    def flushed(self: Any, *given: Any) -> None:
-        with LOCK:
-            flush(self, *given)
-
-    DuckDBEngine.execute, DuckDBEngine.fetch_arrow, BigQueryWriteHandler._flush_to_target = executed, fetched, flushed
+    DuckDBEngine.execute, DuckDBEngine.fetch_arrow = executed, fetched
+    BigQueryWriteHandler._write_lock = property(lambda _: LOCK, lambda *_: None)  # one lock, so that nobody waits for two
 
 
 def job_ids() -> None:
