@@ -8,19 +8,24 @@ import uuid
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 
+import apache_beam as beam
 import duckdb
 import pyarrow as pa
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
 from google.cloud import bigquery as google
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.streams import dealt
 from tiebeam import cli
+from tiebeam.delivery import Delivery
 from tiebeam.errors import ConfigError
 from tiebeam.io import _bigquery_jobs as jobs
 from tiebeam.io import _bigquery_streams as streams
 from tiebeam.io._bigquery_client import Connection
 from tiebeam.io._bigquery_types import column_of, evolved, fitted, where_fitted
+from tiebeam.io._endless import ReadEndless
 from tiebeam.io.bigquery import ReadFromBigQuery, WriteToBigQuery
 
 D = Decimal
@@ -558,3 +563,21 @@ def test_retail_leaves_the_same_tables_as_in_duckdb(client, dataset, tmp_path, c
 
 def listed(table):
     return sorted(map(repr, table.to_pylist()))
+
+
+def test_a_stream_on_prism_is_committed_with_its_dead_letters(prism, client, dataset):
+    total = 500
+    money = [D(n) if n % 50 else D(10) ** 35 for n in range(total)]
+    times = pa.array([n * 1_000_000 for n in range(total)]).cast(pa.timestamp("us", tz="UTC"))
+    batch = numbered(*range(total), money=pa.array(money, pa.decimal256(50, 0)), row_time=times)
+    fields = [google.SchemaField("n", "INTEGER"), google.SchemaField("money", "NUMERIC")]
+    client.create_table(google.Table(f"lab.{dataset}.sales", schema=fields))
+    p = beam.Pipeline(options=PipelineOptions(prism.flags()))
+    with Delivery(p, sink(dataset, "rejected", commit_secs=1), run_id="r"):
+        stream = ReadEndless(dealt([batch], disorder=5_000_000, seed=1), poll_secs=0.01)
+        p | stream | sink(dataset, commit_secs=1, commit_rows=100)
+    p.run().wait_until_finish()
+    assert ns(client, dataset) == [n for n in range(total) if n % 50]
+    assert [row["reason"] for row in rows(client, dataset, "SELECT reason FROM {}", "rejected")] == ["unfit"] * 10
+    commits = rows(client, dataset, "SELECT name, phase FROM {} WHERE destination LIKE '%sales'", jobs.LEDGER)
+    assert len({row["name"] for row in commits if row["phase"] == "done"}) > 2

@@ -31,7 +31,7 @@ from tiebeam.rows import ROW_TIME, RowBatch, concat, cut, timestamp_of, with_col
 from tiebeam.staging import Staged, Writer
 from tiebeam.steps import BatchFn, apply_batches
 
-PING_SECS = 15.0
+PING_SECS = 5.0
 
 _TABLE = re.compile(r"(?:[a-z0-9.:-]+\.)?\w+\.(?:[\w-]|\{[A-Za-z_]\w*\})+")
 _LABEL = re.compile(r"[a-z_][a-z0-9_-]{0,62}=[a-z0-9_-]{0,63}")

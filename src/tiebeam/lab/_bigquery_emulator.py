@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from typing import Any
 
 PRIMARY_KEYS: dict[tuple[str, str, str], list[str]] = {}
 EXPIRATIONS: dict[tuple[str, str, str], str] = {}
 LAST_CHANGES: dict[tuple[str, str, str], dict[tuple, tuple[int, ...]]] = {}
+LOCK = threading.RLock()
 STATES: dict[tuple[str, str, str], tuple[Any, str]] = {}
 CONTEXT: list[Any] = []
 CHANGE_TYPE, CHANGE_NUMBER = "_CHANGE_TYPE", "_CHANGE_SEQUENCE_NUMBER"
@@ -24,13 +26,52 @@ _PATH = re.compile(r"/bigquery/v2/projects/([^/]+)/(?:(jobs|queries)|datasets(?:
 
 def main() -> None:
     for mend in (
-        job_ids, query_destinations, insert_errors, uploads, loads_by_name, partitions_of_loads,
+        one_at_a_time, job_ids, query_destinations, insert_errors, uploads, loads_by_name, partitions_of_loads,
         large_decimals, nested_rows, unknown_columns, change_rows, commits, schema_updates,
     ):  # fmt: skip
         mend()
     from bqemulator import cli
 
     cli.main()
+
+
+class Fetched:
+    """What a statement has given, all of it."""
+
+    def __init__(self, connection: Any):
+        self.description = connection.description
+        self._rows = connection.fetchall() if self.description else []
+        self._left = iter(self._rows)
+
+    def fetchall(self) -> list[Any]:
+        return list(self._left)
+
+    def fetchone(self) -> Any:
+        return next(self._left, None)
+
+
+def one_at_a_time() -> None:
+    """Threads share one connection of DuckDB: 1.4.0 now and then gives one the rows that another has asked for."""
+    from bqemulator.grpc_api.write_servicer import BigQueryWriteHandler
+    from bqemulator.storage.engine import DuckDBEngine
+
+    execute, fetch = DuckDBEngine.execute, DuckDBEngine.fetch_arrow
+
+    def fetched(self: Any, sql: str, parameters: list[Any] | None = None) -> Any:
+        with LOCK:
+            self.execute = lambda *given: execute(self, *given)  # what is fetched as Arrow is fetched under the lock
+            try:
+                return fetch(self, sql, parameters)
+            finally:
+                del self.execute
+
+    def executed(self: Any, sql: str, parameters: list[Any] | None = None) -> Any:
+        with LOCK:
+            given = execute(self, sql, parameters)
+            return given if sql.endswith("LIMIT 0") else Fetched(given)  # who asks for nothing wants the schema
+
+    DuckDBEngine.execute, DuckDBEngine.fetch_arrow = executed, fetched
+    BigQueryWriteHandler._write_lock = property(lambda _: LOCK, lambda *_: None)  # one lock, so that nobody waits for two
 
 
 def job_ids() -> None:
@@ -143,7 +184,10 @@ def loads_by_name() -> None:
 
     def loaded(path: str, job: Any, ctx: Any) -> None:
         if job.source_format == "PARQUET":
-            ctx.engine.execute(f"INSERT INTO {job.target_ref} BY NAME SELECT * FROM read_parquet(?)", [path])
+            with LOCK:
+                ctx.engine.connection.register("_parquet", _parquet(path))
+                ctx.engine.execute(f"INSERT INTO {job.target_ref} BY NAME SELECT * FROM _parquet")
+                ctx.engine.connection.unregister("_parquet")
         elif job.source_format == "AVRO" and not executor.is_decimal_logical_avro(path):
             ctx.engine.execute(f"INSERT INTO {job.target_ref} BY NAME SELECT * FROM read_avro(?)", [path])
         elif job.source_format == "CSV":
@@ -155,6 +199,16 @@ def loads_by_name() -> None:
             load(path, job, ctx)
 
     executor._load_path_into_target = loaded
+
+
+def _parquet(path: str) -> Any:
+    """The rows of a file; DuckDB itself reads decimals of more than 38 digits as floats."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(path)
+    fields = [f.with_type(pa.decimal128(38, 9)) if pa.types.is_decimal256(f.type) else f for f in rows.schema]
+    return rows.cast(pa.schema(fields))
 
 
 def partitions_of_loads() -> None:
