@@ -34,6 +34,19 @@ def main(argv: list[str]) -> None:
         sdk_worker_main.main([])
 
 
+def importable() -> str:
+    """What this process can import besides what comes with its interpreter."""
+    own = [Path(path).resolve() for path in (sys.prefix, sys.base_prefix)]
+    found = [path for path in map(Path, dict.fromkeys(sys.path)) if path.is_absolute() and path.is_dir()]
+    return os.pathsep.join(str(path) for path in found if not any(path.resolve().is_relative_to(one) for one in own))
+
+
+def write_boot(file: Path, log: Path) -> None:
+    """Writes the program that runners call, which runs this module with this interpreter; what it says goes to a log."""
+    file.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m tiebeam.lab._boot "$@" >>"{log}" 2>&1\n')  # runners throw it away
+    file.chmod(0o755)
+
+
 def _told(info: Any, folder: Path) -> dict[str, str]:
     """What the worker reads from its environment."""
     from google.protobuf import json_format, text_format

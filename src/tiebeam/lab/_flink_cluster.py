@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.flink_rest import FlinkError, Rest
+from tiebeam.lab._boot import importable, write_boot
 from tiebeam.lab._machine import Leashed, free_ports, kill_all
 
 MINOR = "1.19"
@@ -176,7 +176,7 @@ class Cluster:
 
         Its Python runs in processes that the TaskManagers start: with this interpreter, and what this process can import.
         """
-        environment = {"command": str(self._boot()), "env": {"PYTHONPATH": _importable(), "TMPDIR": str(self.folder), **(env or {})}}
+        environment = {"command": str(self._boot()), "env": {"PYTHONPATH": importable(), "TMPDIR": str(self.folder), **(env or {})}}
         flags = [
             "--runner=FlinkRunner",
             f"--flink_master={self.address}",
@@ -220,9 +220,7 @@ class Cluster:
         """The program that starts a Python worker."""
         boot = self.folder / "boot"
         if not boot.exists():
-            log = self.folder / "workers.log"  # the runner throws away what a process says
-            boot.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m tiebeam.lab._boot "$@" >>"{log}" 2>&1\n')
-            boot.chmod(0o755)
+            write_boot(boot, self.folder / "workers.log")
         return boot
 
     def _last_words(self) -> str:
@@ -261,10 +259,3 @@ def made(jars: str, jar: Path, folder: Path, taskmanagers: int, slots: int, sett
     mains = {"jobmanager": _JOBMANAGER, **{f"taskmanager{n + 1}": _TASKMANAGER for n in range(taskmanagers)}}
     servers = {name: Server(name, [*java, *main, "--configDir", f"{folder}/conf"], folder) for name, main in mains.items()}
     return Cluster(f"127.0.0.1:{rest}", jar, folder, servers)
-
-
-def _importable() -> str:
-    """What this process can import besides what comes with its interpreter."""
-    own = [Path(path).resolve() for path in (sys.prefix, sys.base_prefix)]
-    found = [path for path in map(Path, dict.fromkeys(sys.path)) if path.is_absolute() and path.is_dir()]
-    return os.pathsep.join(str(path) for path in found if not any(path.resolve().is_relative_to(one) for one in own))

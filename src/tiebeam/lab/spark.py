@@ -7,6 +7,7 @@ The runner is older than the Beam installed, which it need not match: newer ones
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -19,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tiebeam.errors import ConfigError, Problem
-from tiebeam.lab._machine import Leashed, answers, cached, call, dependency, fetched, free_ports, maven_jars, need
+from tiebeam.lab._boot import importable, write_boot
+from tiebeam.lab._machine import Leashed, answers, cached, call, dependency, fetched, free_ports, kill_all, maven_jars, need, passing_folder
 
 ENV = "SPARK_JOB_SERVER"
 BEAM = "2.70.0"
@@ -52,13 +54,18 @@ class JobServer:
 
     address: str
     jar: str
+    boot: str | None = None
 
     def flags(self) -> list[str]:
-        """The flags that run a batch job here, its Python in this process; one worker for all stages, and no jars to ship."""
+        """The flags that run a batch job here, one worker of Python for all stages, and no jars to ship.
+
+        Its Python runs in this process; on a cluster, in processes that the workers of Spark start, with what this process can import.
+        """
+        environment = json.dumps({"command": self.boot, "env": {"PYTHONPATH": importable()}})
         return [
             "--runner=SparkRunner",
             f"--job_endpoint={self.address}",
-            "--environment_type=LOOPBACK",
+            *(["--environment_type=PROCESS", f"--environment_config={environment}"] if self.boot else ["--environment_type=LOOPBACK"]),
             "--environment_cache_millis=600000",
             f"--files_to_stage={self.jar}",
         ]
@@ -83,6 +90,36 @@ class Spark:
             else:
                 with _started(Path(self.path), Path(folder)) as address:
                     yield JobServer(address, str(jar))
+
+    @contextmanager
+    def cluster(self, workers: int = 2) -> Iterator[JobServer]:
+        """A job server for a standalone cluster of a master and workers, each a process; all of it ends with the block."""
+        with passing_folder("tiebeam-spark-") as folder:
+            jar, boot, home = folder / "empty.jar", folder / "boot", folder / "home"
+            zipfile.ZipFile(jar, "w").close()
+            write_boot(boot, folder / "workers.log")
+            home.mkdir()
+            (home / "jars").symlink_to(self.path)
+            port, *pages = free_ports(workers + 2)
+            master = f"spark://127.0.0.1:{port}"
+            place = ["--host", "127.0.0.1", "--webui-port"]
+            mains = [["master.Master", *place, str(pages[0]), "--port", str(port)]]
+            mains += [
+                ["worker.Worker", *place, str(page), "--cores", "1", "--memory", "1g", "-d", f"{folder}/w{page}", master]
+                for page in pages[1:]
+            ]
+            env = {"SPARK_HOME": str(home), "SPARK_LOCAL_IP": "127.0.0.1", "SPARK_SCALA_VERSION": "2.12"}
+            started: list[Leashed] = []
+            try:
+                for main in mains:
+                    java = ["java", "-Xmx512m", *_opened(), "-cp", f"{self.path}/*", f"org.apache.spark.deploy.{main[0]}", *main[1:]]
+                    started.append(Leashed(java, folder / f"spark{len(started)}.log", folder, env))
+                    if len(started) == 1:
+                        started[0].await_ready(lambda: answers(f"127.0.0.1:{port}"), "spark", START_SECS, _FIX)
+                with _started(Path(self.path), folder, master) as address:
+                    yield JobServer(address, str(jar), str(boot))
+            finally:
+                kill_all(started)
 
 
 def find() -> Spark | None:
@@ -137,12 +174,17 @@ def _artifact(jar: Path) -> str:
     return re.sub(r"-\d+(\.[\w]+)*", "", jar.stem, count=1)
 
 
+def _opened() -> list[str]:
+    """What Spark needs to see of Java 17."""
+    return [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _OPENED]
+
+
 @contextmanager
-def _started(jars: Path, folder: Path) -> Iterator[str]:
+def _started(jars: Path, folder: Path, master: str = "local[2]") -> Iterator[str]:
     """Starts a job server in a process group of its own; gives its address, and ends it with the block."""
     (port,) = free_ports(1)
     server = [
-        "--spark-master-url=local[2]",
+        f"--spark-master-url={master}",
         f"--job-port={port}",
         "--artifact-port=0",
         "--expansion-port=-1",
@@ -155,8 +197,7 @@ def _started(jars: Path, folder: Path) -> Iterator[str]:
         "-Dspark.driver.host=localhost",
         "-Dspark.driver.bindAddress=127.0.0.1",
     ]
-    opened = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _OPENED]
-    command = ["java", *jvm, *opened, "-cp", f"{jars}/*", "org.apache.beam.runners.spark.SparkJobServerDriver", *server]
+    command = ["java", *jvm, *_opened(), "-cp", f"{jars}/*", "org.apache.beam.runners.spark.SparkJobServerDriver", *server]
     program = Leashed(command, folder / "log", folder)
     try:
         program.await_ready(lambda: answers(f"localhost:{port}"), "spark", START_SECS, _FIX)  # it says nothing when it is ready

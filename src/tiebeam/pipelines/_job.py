@@ -147,7 +147,10 @@ def assemble(job: Job, *, prior_attempts: dict[str, int] | None = None) -> tuple
     named = (
         [] if any(flag.startswith("--job_name=") for flag in job.beam_argv) else [f"--job_name={_runner.job_name(job.runner, job.run_id)}"]
     )
-    p = beam.Pipeline(options=PipelineOptions([f"--runner={job.runner}", *named, *_runner.without_runner(job.beam_argv)]))
+    try:
+        p = beam.Pipeline(options=PipelineOptions([f"--runner={job.runner}", *named, *_runner.without_runner(job.beam_argv)]))
+    except ValueError as e:  # flags that Beam finds wrong together
+        raise ConfigError(*(Problem(line, "flags of Beam") for line in str(e).splitlines()[1:] or [str(e)])) from None
     delivery = Delivery(
         p,
         job.options.dead_letters,
