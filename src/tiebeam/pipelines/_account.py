@@ -122,6 +122,16 @@ def account(outcome: Outcome, result: Any, by_id: dict[str, str], accepts: str |
     outcome.published = not any(ALREADY_PUBLISHED in c for leaf, c in of_delivery.items() if "dead letters" not in leaf)
 
 
+def all_published(result: Any) -> bool:
+    """Whether every commit that was staged is known to be visible, those of dead letters too."""
+    counters = result.metrics().query(MetricsFilter().with_namespace(steps.NAMESPACE))["counters"]
+    told = {"commits_staged": 0, "commits_published": 0}
+    for c in counters:
+        if c.key.metric.name in told:
+            told[c.key.metric.name] += c.committed if c.committed is not None else c.attempted
+    return told["commits_staged"] <= told["commits_published"]
+
+
 def _merged(leaves: list[dict[str, int]]) -> dict[str, int]:
     """One step of several inner ones: what went into the first, what came out of the last, what any of them rejected."""
     merged: dict[str, int] = {}

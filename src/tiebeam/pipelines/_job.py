@@ -34,10 +34,10 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from tiebeam import __version__, registry, steps, terminal
 from tiebeam.connectors import Source
 from tiebeam.delivery import Delivery
-from tiebeam.errors import ConfigError, Problem
+from tiebeam.errors import ConfigError, Problem, TransientError
 from tiebeam.options import declared, parse
 from tiebeam.pipelines import _places, _runner, _view
-from tiebeam.pipelines._account import Outcome, account, labels_by_id, progress_lines, summary, top_labels
+from tiebeam.pipelines._account import Outcome, account, all_published, labels_by_id, progress_lines, summary, top_labels
 from tiebeam.runners import DRAIN
 
 SAMPLE_ROWS = 10_000
@@ -213,9 +213,6 @@ def execute(job: Job, *, prior_attempts: dict[str, int] | None = None, before_dr
                 outcome.runs_on = True
                 return outcome
             result.wait_until_finish()
-            for source in [*connectors(job.options).values(), *job.options.sources()]:
-                if isinstance(source, Source):
-                    source.settle()
         except KeyboardInterrupt:
             delivery.discard()
             raise JobFailedError("interrupted; nothing was published that is not whole", 130) from None
@@ -226,9 +223,21 @@ def execute(job: Job, *, prior_attempts: dict[str, int] | None = None, before_dr
             raise JobFailedError(*explain(e)) from (e if logging.getLogger("tiebeam").isEnabledFor(logging.DEBUG) else None)
     outcome.seconds = time.monotonic() - started
     account(outcome, result, by_id, getattr(job.module, "ACCEPTS", None), reads)
+    if outcome.reconciled and all_published(result):
+        settle(job.options)
     if hasattr(job.module, "finish"):
         job.module.finish(job.options, outcome)
     return outcome
+
+
+def settle(options: Any) -> None:
+    """Tells the sources that all they read is published; what a source then fails to acknowledge will come again."""
+    for source in [*connectors(options).values(), *options.sources()]:
+        if isinstance(source, Source):
+            try:
+                source.settle()
+            except TransientError as e:
+                raise JobFailedError(str(e)) from e
 
 
 def explain(error: Exception) -> tuple[str, int]:
