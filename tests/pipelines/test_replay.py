@@ -7,7 +7,7 @@ import duckdb
 import pytest
 
 from tiebeam import cli
-from tiebeam.pipelines import replay as replay_module
+from tiebeam.pipelines._letter_store import FolderStore
 
 CONTRACT = """\
 apiVersion: v3.0.2
@@ -94,7 +94,7 @@ def test_a_replay_that_dies_after_publishing_doubles_nothing(store, monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(replay_module, "_close_plan", die)
+        patch.setattr(FolderStore, "_close_plan", die)
         with pytest.raises(KeyboardInterrupt):
             replay()
     assert replay() == 0

@@ -107,7 +107,10 @@ class FolderStore:
     def close(self, taken: Taken) -> None:
         assert self.plan
         self.sink.retire(f"{taken.id}-done", self.plan["files"])
-        storage.remove(storage.join(self.path, PLANS, f"{taken.id}.json"))
+        self._close_plan(taken.id)
+
+    def _close_plan(self, plan_id: str) -> None:
+        storage.remove(storage.join(self.path, PLANS, f"{plan_id}.json"))
 
     def _open_plan(self, files: list[str]) -> dict[str, Any] | None:
         """The plan of a replay that has not ended, else a new one over all files of the store; None when there are none."""
