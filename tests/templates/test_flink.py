@@ -68,7 +68,8 @@ def test_retail_in_batch_has_the_tables_of_this_machine(flink, tmp_path):
 @pytest.fixture
 def topic(kafka):
     name = f"sales-{uuid.uuid4().hex[:8]}"
-    AdminClient({"bootstrap.servers": kafka.servers, "log_level": 0}).create_topics([NewTopic(name, 1, 1)])[name].result(30)
+    admin = AdminClient({"bootstrap.servers": kafka.servers, "log_level": 0})
+    admin.create_topics([NewTopic(name, 1, 1)])[name].result(30)
     return name
 
 

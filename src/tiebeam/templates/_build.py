@@ -114,7 +114,8 @@ def _refused(parameter: Parameter, value: str) -> Iterator[Problem]:
 def endless(asked: Settings) -> str | None:
     """The source chosen by the flags that goes on without end, if there is one."""
     name = asked.flags.get("source")
-    return name if name and not registry.connector("source", name).bounded and "source_until" not in asked.flags else None
+    source: Any = registry.connector("source", name) if name else None
+    return name if source and not source.bounded and "source_until" not in asked.flags else None
 
 
 def as_yaml(flags: Mapping[str, str]) -> str:
