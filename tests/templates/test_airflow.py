@@ -77,7 +77,7 @@ def told(airflow, job):
 def runs(airflow, job, dag, when, conf=None):
     file = airflow.folder / "dags" / "tiebeam_ingest.py"
     file.write_bytes((job / "template/tiebeam_ingest.py").read_bytes())
-    said = airflow.python_runs("-c", RUNS, str(file), dag, json.dumps(when), json.dumps(conf or {}))
+    said = airflow.call("-c", RUNS, str(file), dag, json.dumps(when), json.dumps(conf or {}))
     return json.loads(next(line for line in said.splitlines() if line.startswith("TOLD"))[4:])
 
 

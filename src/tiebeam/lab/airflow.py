@@ -35,7 +35,7 @@ class Airflow:
         """An Airflow with a database of its own in a folder, and a folder `dags` in it."""
         (folder / "dags").mkdir(parents=True)
         made = Instance(self.path, folder)
-        made.python_runs("-m", "airflow", "db", "migrate")
+        made.call("-m", "airflow", "db", "migrate")
         return made
 
 
@@ -46,7 +46,7 @@ class Instance:
     python: str
     folder: Path
 
-    def python_runs(self, *words: str, env: Mapping[str, str] | None = None) -> str:
+    def call(self, *words: str, env: Mapping[str, str] | None = None) -> str:
         """Runs Python there and gives what it printed; ConfigError with its last words when it fails."""
         settings = {
             "AIRFLOW_HOME": str(self.folder),
