@@ -13,13 +13,10 @@ import json
 import logging
 import os
 import re
-import shutil
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +35,7 @@ from tiebeam.errors import ConfigError, Problem, TransientError
 from tiebeam.options import declared, parse
 from tiebeam.pipelines import _places, _runner, _view
 from tiebeam.pipelines._account import Outcome, account, all_published, labels_by_id, progress_lines, summary, top_labels
-from tiebeam.runners import DRAIN
+from tiebeam.pipelines._interrupt import interruptible
 
 SAMPLE_ROWS = 10_000
 
@@ -204,7 +201,7 @@ def execute(job: Job, *, prior_attempts: dict[str, int] | None = None, before_dr
     print(f"{job.name}: run {job.run_id} on {job.runner}", file=sys.stderr)
     drain = before_drain if job.endless and job.runner == "PrismRunner" else None
     shown = _view.View(labels, reads).lines if job.endless else partial(progress_lines, labels, reads)
-    with quiet(), _interruptible(delivery, drain) as listen, terminal.Progress(shown):
+    with quiet(), interruptible(delivery, drain) as listen, terminal.Progress(shown):
         try:
             delivery.keep_job({"pipeline": job.name, "argv": job.argv, "version": __version__})
             result = p.run()
@@ -268,41 +265,3 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         log.setLevel(before)
-
-
-@contextmanager
-def _interruptible(delivery: Delivery, before_drain: Callable[[], Any] | None = None) -> Iterator[Callable[[], None]]:
-    """Ends the process at an interrupt or a termination, with 130, after what was staged or spilled is removed.
-
-    A local runner has threads of its own that do not stop; publishing is crash-safe, so ending the process is too. A local stream is
-    drained by the first of them: its sources end where they are, every window is closed and all is published.
-    """
-
-    def stop(signum: int, frame: Any) -> None:
-        if before_drain and not DRAIN.is_set():
-            print("\ndraining: what has come is published, then it ends; once more to end at once", file=sys.stderr, flush=True)
-            before_drain()
-            DRAIN.set()
-            return
-        delivery.discard()
-        shutil.rmtree(delivery.pipeline.local_tempdir, ignore_errors=True)  # Beam would, had it come to its end
-        print("\ninterrupted; nothing was published that is not whole", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(130)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def listen() -> None:
-        for s in before:
-            signal.signal(s, stop)
-
-    listen()
-    try:
-        yield listen
-    finally:
-        for s, handler in before.items():
-            with suppress(TypeError):
-                signal.signal(s, handler)
