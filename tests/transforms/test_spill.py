@@ -164,7 +164,7 @@ import os, signal, sys, threading
 import apache_beam as beam
 from tiebeam.delivery import Delivery
 from tiebeam.io.jsonl import WriteToJsonl
-from tiebeam.pipelines import _job
+from tiebeam.pipelines import _interrupt
 from tiebeam.transforms import _spill
 import test_spill
 
@@ -178,7 +178,7 @@ _spill.GATHERED_BYTES = 500
 p = beam.Pipeline(runner="FnApiRunner")
 with Delivery(p) as delivery:
     _ = p | beam.Create(test_spill.rows_of(1000, 50)) | test_spill.Keyed(Fold(), tick=1000) | WriteToJsonl("out")
-with _job._interruptible(delivery):
+with _interrupt.interruptible(delivery):
     p.run()
 """
 
