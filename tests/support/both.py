@@ -52,7 +52,7 @@ def run(build: Callable[[Any, Any], None], batches: list[RowBatch], flags: list[
         places = {sink: Path(folder, sink) for sink in sinks}
         with beam.Pipeline(options=PipelineOptions([*flags, "--allow_unsafe_triggers"])) as p:
             made = {sink: Collect(path) for sink, path in places.items()}
-            build(p, SimpleNamespace(source=Given(batches, endless), late=None, **made, **options))
+            build(p, SimpleNamespace(source=Given(batches, endless), late=None, from_=None, to=None, **made, **options))
             letters = dead_letters.claim(p)
             for i, rejected in enumerate(letters):
                 matrix.save(rejected, Path(folder, f"letters{i}"), f"letters {i}")

@@ -50,7 +50,9 @@ class ReadFromBigQuery(Source):
         ReadFromBigQuery(table='shop.sales', where='amount > 0')
     """
 
-    table: str | None = option(None, help="Table, `dataset.table` or `project.dataset.table`; or else a query", example="shop.sales")
+    table: str | None = option(
+        None, help="Table, `dataset.table` or `project.dataset.table`; or else a query", example="shop.sales", place="bigquery_table"
+    )
     query: str | None = option(None, help="SELECT whose rows are read, instead of a table", example="SELECT * FROM shop.sales")
     columns: tuple[str, ...] = option((), help="Columns to read; default: all", example="shop,day,amount")
     where: str | None = option(None, help="Which rows to read, a condition in SQL", example="day >= '2026-11-01'")
@@ -211,7 +213,9 @@ class WriteToBigQuery(Sink):
     takes_changes: ClassVar[bool] = True
     takes_unbounded: ClassVar[bool] = True
 
-    table: str = option(help="Table, `dataset.table`; {column} in its name is the row's value", example="shop.sales_{region}")
+    table: str = option(
+        help="Table, `dataset.table`; {column} in its name is the row's value", example="shop.sales_{region}", place="bigquery_table"
+    )
     mode: str = option("append", help="Add rows, update them by key, or replace all rows of the table", choices=modes)
     key: tuple[str, ...] = option((), help="Columns that name a row, for upsert; the primary key of a table made here", example="shop,day")
     method: str | None = option(

@@ -66,7 +66,9 @@ class ReadFromPubSub(Source):
     bounded = False
     formats = ("json", "csv", "avro", "raw")
 
-    subscription: str = option(help="The subscription, a pull subscription", example="projects/shop/subscriptions/orders")
+    subscription: str = option(
+        help="The subscription, a pull subscription", example="projects/shop/subscriptions/orders", place="pubsub_subscription"
+    )
     format: str = option("json", help="What messages hold", choices=formats)
     schema: str | None = option(None, help="Names and types of the columns (json, csv)", example="id bigint, at timestamptz")
     delimiter: str = option(",", help="The character between fields (csv)")
@@ -337,7 +339,7 @@ class WriteToPubSub(Sink):
     takes_unbounded: ClassVar[bool] = True
     delivery = "at_least_once"
 
-    topic: str = option(help="The topic; it must be there", example="projects/shop/topics/totals")
+    topic: str = option(help="The topic; it must be there", example="projects/shop/topics/totals", place="pubsub_topic")
     staging: str = option(help="Folder where rows wait until they are published, which every worker sees", example="gs://bucket/staging")
     mode: str = option("append", help="Messages are added to the topic", choices=modes)
     format: str = option("json", help="What messages hold", choices=("json", "raw"))
