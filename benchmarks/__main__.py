@@ -12,17 +12,18 @@ NAMES = (
     "windowed_sum", "kafka", "nexmark", "sessions", "deduplicate", "as_of_join", "trail", "skew", "keyed_memory",
     "json_to_parquet", "bigquery", "ingest", "startup", "coder",
 )  # fmt: skip
+ONLY_BY_NAME = ("on_flink",)  # fetches a Flink and 1 GB of PyFlink
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}; all by default")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}; all by default; or {', '.join(ONLY_BY_NAME)}")
     parser.add_argument("--events", default="1_000_000,8_000_000", help="numbers of events, with commas between")
     parser.add_argument("--full", action="store_true", help="windowed_sum and keyed_memory with 80 M events too, for memory: 17 GB of disk")
     parser.add_argument("--times", type=int, default=3, help="runs of each, of which the median counts")
     parser.add_argument("--save", action="store_true", help="write the tables to benchmarks/results")
     given = parser.parse_args()
-    if unknown := set(given.names) - set(NAMES):
+    if unknown := set(given.names) - {*NAMES, *ONLY_BY_NAME}:
         parser.error(f"there is no benchmark {', '.join(unknown)}")
     sizes = [int(size.replace("_", "")) for size in given.events.split(",")]
     for name in given.names or NAMES:
