@@ -1,9 +1,12 @@
-"""Reads a source without a pipeline, part by part, as its workers do."""
+"""Reads without a pipeline: a source part by part, as its workers do, and what a warehouse holds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+
+import duckdb
 
 from tiebeam.dead_letters import Letters
 from tiebeam.io._file_source import FilePart, FileSource
@@ -34,3 +37,10 @@ def read(source: FileSource, parts: list[FilePart] | None = None) -> tuple[list[
 def place(row: dict[str, Any]) -> tuple[str, int]:
     path, _, offset = (row.get("row_position") or ":0").rpartition(":")
     return path, int(offset) if offset.isdigit() else 0
+
+
+def tables(path: Path) -> dict[str, list[str]]:
+    """The tables of a DuckDB file, with all of their rows as text, in order; ledgers left out."""
+    with duckdb.connect(str(path), read_only=True) as warehouse:
+        names = [name for (name,) in warehouse.sql("SELECT table_name FROM duckdb_tables() WHERE NOT internal ORDER BY 1").fetchall()]
+        return {name: sorted(map(str, warehouse.sql(f'FROM "{name}"').fetchall())) for name in names if "ledger" not in name.lower()}

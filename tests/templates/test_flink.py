@@ -15,6 +15,7 @@ import pytest
 import yaml
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from support.reading import tables
 from tiebeam import cli
 from tiebeam.pipelines import _retail_data
 
@@ -40,13 +41,6 @@ def script(flink, path, *flags):
     ran = subprocess.run([str(path), *where, *flags, "--json"], env=env, capture_output=True, text=True, timeout=900)
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout)
-
-
-def tables(path):
-    """The tables of a warehouse, with all of their rows."""
-    with duckdb.connect(str(path), read_only=True) as warehouse:
-        names = [name for (name,) in warehouse.sql("SELECT table_name FROM duckdb_tables() WHERE NOT internal ORDER BY 1").fetchall()]
-        return {name: sorted(map(str, warehouse.sql(f'FROM "{name}"').fetchall())) for name in names if "ledger" not in name.lower()}
 
 
 def test_retail_in_batch_has_the_tables_of_this_machine(flink, tmp_path):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.metrics import monitoring_infos
 from apache_beam.metrics.metric import MetricsFilter
 from apache_beam.pipeline import AppliedPTransform
+from apache_beam.portability.api import beam_job_api_pb2
+from apache_beam.runners.portability import portable_runner
 
 from tiebeam import steps, terminal
 from tiebeam.delivery import ALREADY_PUBLISHED
@@ -94,13 +99,10 @@ def account(outcome: Outcome, result: Any, by_id: dict[str, str], accepts: str |
 
     Rows of the steps `reads` count as read, by default those of every source.
     """
-    counters = result.metrics().query(MetricsFilter().with_namespace(steps.NAMESPACE))["counters"]
     graph = list(by_id.values())
     leaves: dict[str, dict[str, int]] = {}
-    for c in counters:
-        leaves.setdefault(by_id.get(c.key.step, c.key.step), {})[c.key.metric.name] = (
-            c.committed if c.committed is not None else c.attempted
-        )
+    for step, name, amount in counts_of(result):
+        leaves.setdefault(by_id.get(step, step), {})[name] = amount
     place = {leaf: i for i, leaf in enumerate(graph)}
     leaves = dict(sorted(leaves.items(), key=lambda item: place.get(item[0], len(place))))
     of_delivery = {leaf: c for leaf, c in leaves.items() if leaf.startswith("Deliver/")}
@@ -124,12 +126,35 @@ def account(outcome: Outcome, result: Any, by_id: dict[str, str], accepts: str |
 
 def all_published(result: Any) -> bool:
     """Whether every commit that was staged is known to be visible, those of dead letters too."""
-    counters = result.metrics().query(MetricsFilter().with_namespace(steps.NAMESPACE))["counters"]
-    told = {"commits_staged": 0, "commits_published": 0}
-    for c in counters:
-        if c.key.metric.name in told:
-            told[c.key.metric.name] += c.committed if c.committed is not None else c.attempted
+    told: Counter[str] = Counter()
+    for _, name, amount in counts_of(result):
+        told[name] += amount
     return told["commits_staged"] <= told["commits_published"]
+
+
+def counts_of(result: Any) -> Iterator[tuple[str, str, int]]:
+    """What each innermost step counted: its id, the name of the count, and the amount, committed where the runner tells that apart.
+
+    Job servers tell the counts of a step once for each stage that it was made part of, and Beam's own result keeps one of them
+    (as of 2.77), so they are asked here, and added up.
+    """
+    if not isinstance(result, portable_runner.PipelineResult):
+        for c in result.metrics().query(MetricsFilter().with_namespace(steps.NAMESPACE))["counters"]:
+            yield c.key.step, c.key.metric.name, c.committed if c.committed is not None else c.attempted
+        return
+    told = result._job_service.GetJobMetrics(beam_job_api_pb2.GetJobMetricsRequest(job_id=result._job_id)).metrics
+    committed, attempted = _added(told.committed), _added(told.attempted)
+    yield from ((*key, amount) for key, amount in (attempted | committed).items())
+
+
+def _added(infos: Any) -> dict[tuple[str, str], int]:
+    """The counts of ours among a runner's, by step and name."""
+    added: Counter[tuple[str, str]] = Counter()
+    for info in infos:
+        if monitoring_infos.is_counter(info) and info.labels.get(monitoring_infos.NAMESPACE_LABEL) == steps.NAMESPACE:
+            key = info.labels[monitoring_infos.PTRANSFORM_LABEL], info.labels[monitoring_infos.NAME_LABEL]
+            added[key] += monitoring_infos.extract_counter_value(info)
+    return dict(added)
 
 
 def _merged(leaves: list[dict[str, int]]) -> dict[str, int]:
