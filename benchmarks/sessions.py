@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 from benchmarks import comparing, events
@@ -98,8 +97,9 @@ def bench(sizes: list[int], times: int, save: bool) -> None:
     for size in sizes:
         costs = comparing.costs("sessions", CONTENDERS, size, times, CONTENT, {"beam_rows": MOST_FOR_BEAM})
         title = f"Sessions per user, gap {GAP_SECS} s, {size:,} JSON events of {events.LINE_BYTES} bytes to Parquet"
-        comparing.table(title, costs, size * events.LINE_BYTES, f"sessions_{size}" if save else None)
+        begun = comparing.begun("sessions", costs, size)
+        comparing.table(title, costs, size * events.LINE_BYTES, f"sessions_{size}" if save else None, begun)
 
 
 if __name__ == "__main__":
-    CONTENDERS[sys.argv[1]](*sys.argv[2:])
+    comparing.contend(CONTENDERS)
