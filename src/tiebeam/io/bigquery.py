@@ -344,6 +344,9 @@ class WriteToBigQuery(Sink):
         return True if self.target.direct else writer.is_published(self.target, run_id)
 
     def runs(self, prefix: str) -> list[str]:
+        if "{" in self.table and self.target.by_streams(prefix):
+            what = "streams of several tables are committed one after the other, so one run may be published in part"
+            raise ConfigError(Problem(what, "method", "keep a cursor with method=load_job, or in one table"))
         return writer.runs(self.target, prefix)
 
     def letter_table(self) -> LetterTable:
