@@ -17,7 +17,8 @@ pieces visible, all together, and is idempotent: the runner may call it again. `
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
 
 import apache_beam as beam
 
@@ -29,6 +30,14 @@ from tiebeam.rows import RowBatch
 from tiebeam.staging import Staged, Writer
 
 
+@dataclass(frozen=True)
+class Span:
+    """The rows of a run by cursor: `after < cursor <= upto`. Values of cursors are text: digits, or a time in ISO 8601."""
+
+    after: str | None
+    upto: str
+
+
 class Source(Declared, beam.PTransform):
     """Reads rows: from the beginning of a pipeline to row batches, and rejected rows to dead letters."""
 
@@ -36,6 +45,12 @@ class Source(Declared, beam.PTransform):
     emits_changes: ClassVar[bool] = False
     formats: ClassVar[tuple[str, ...]] = ()
     """The `original_format`s of dead letters that `decode` can read again."""
+
+    cursor = cast("str | None", None)
+    """The column by which a run reads only what is new; a source that can overrides it by options, `cursor_overlap_secs` too."""
+    cursor_overlap_secs = 0
+    span = cast("Span | None", None)
+    """The `Span` of this run, set before the graph is built: `sample` and `read` keep to it."""
 
     def __post_init__(self):
         beam.PTransform.__init__(self)
@@ -59,6 +74,14 @@ class Source(Declared, beam.PTransform):
         """Names the present content of what is read, so that the same job on the same content is recognised; None: unknown."""
         return None
 
+    def origin(self) -> str:
+        """Names what is read, whatever it holds at present: runs by cursor of one origin go on from each other."""
+        raise NotImplementedError
+
+    def newest(self, after: str | None) -> tuple[str | None, int]:
+        """The greatest value of the cursor above `after`, None when there is none; and how many rows have no value, and are never read."""
+        raise NotImplementedError
+
     def settle(self) -> None:
         """Told that all that was read is published, by the process that ran the job to its end: what waits for that is acknowledged."""
 
@@ -76,6 +99,8 @@ class Sink(Declared, beam.PTransform):
     modes: ClassVar[tuple[str, ...]] = ("append", "replace")
     takes_changes: ClassVar[bool] = False
     takes_unbounded: ClassVar[bool] = False
+    tells_runs: ClassVar[bool] = False
+    """Whether `runs` can tell what was published, so that a cursor can be kept at the destination."""
 
     mode = "append"
     delivery = "exactly_once"
@@ -117,6 +142,10 @@ class Sink(Declared, beam.PTransform):
 
     def is_published(self, run_id: str) -> bool:
         """Whether a run, or a commit of one that never ends, is visible."""
+        raise NotImplementedError
+
+    def runs(self, prefix: str) -> list[str]:
+        """The runs whose names begin so and that are published, or sure to be by the next publication."""
         raise NotImplementedError
 
     def discard(self, run_id: str) -> None:

@@ -34,6 +34,8 @@ from tiebeam.staging import Staged, TwoPhase, Writer
 from tiebeam.steps import NAMESPACE, ROWS_OUT, BatchFn, apply_batches, count
 
 ALREADY_PUBLISHED = "already_published"
+CURSOR = "@"
+"""In the name of a run: where its cursor ended follows. Such a run is published even when no row came through."""
 JOBS, PARKED = "_jobs", "parked"
 
 _open: weakref.WeakKeyDictionary[beam.Pipeline, Delivery] = weakref.WeakKeyDictionary()
@@ -322,7 +324,8 @@ class _PublishFn(beam.DoFn):
     def process(self, _, staged, gate=(), name=None):
         list(gate)
         pieces = Staged.unpack(staged)
-        if (pieces or self.sink.mode == "replace") and not self.sink.publish(name or self.run_id, pieces):
+        noted = self.sink.mode == "replace" or (name is None and CURSOR in self.run_id)
+        if (pieces or noted) and not self.sink.publish(name or self.run_id, pieces):
             Metrics.counter(NAMESPACE, ALREADY_PUBLISHED).inc()
         yield sum(s.rows for s in pieces)
 

@@ -60,6 +60,18 @@ def once(clients: Clients, base: str, start: Callable[[str], Any], what: str) ->
     raise TransientError(f"{what}: failed {ATTEMPTS} times, last: {(error or {}).get('message')}")
 
 
+def settle(clients: Clients, base: str, what: str) -> None:
+    """Waits for jobs of `base` that somebody started and did not see end."""
+    for attempt in range(ATTEMPTS):
+        try:
+            job = clients.again(what, lambda: clients.rest.get_job(f"tiebeam_{base}_{attempt}", retry=None, timeout=ANSWER_SECS))  # noqa: B023
+        except Exception as e:
+            if isinstance(e.__cause__, Exception) and is_(e.__cause__, 404):
+                return
+            raise
+        _outcome(clients, job, what)
+
+
 def _started(clients: Clients, job_id: str, start: Callable[[str], Any], what: str) -> tuple[Any, bool]:
     """The job of this id, and whether it was started here."""
     pauses = Pauses(clients.connection.patience_secs)
@@ -125,10 +137,28 @@ class Ledger:
 
     def note(self, name: str) -> Note | None:
         """What is noted of a commit; None when nothing is."""
+        rows = self._ask(f"SELECT phase, pieces FROM {self.table.sql} WHERE name = @name", name=name)
+        if not rows:
+            return None
+        begun = [json.loads(row["pieces"]) for row in rows if row["phase"] == "begun" and row["pieces"]]
+        return Note(begun[0] if begun else [], any(row["phase"] == "done" for row in rows))
+
+    def runs(self, prefix: str, destination: str) -> dict[str, bool]:
+        """The runs whose names begin so that were begun, and whether the ledger says that they are done."""
+        rows = self._ask(
+            f"SELECT run_id, LOGICAL_OR(name IN (SELECT name FROM {self.table.sql} WHERE phase = 'done')) AS done FROM {self.table.sql} "
+            "WHERE STARTS_WITH(run_id, @prefix) AND destination = @destination GROUP BY run_id",
+            prefix=prefix,
+            destination=destination,
+        )
+        return {row["run_id"]: row["done"] for row in rows}
+
+    def _ask(self, sql: str, **parameters: str) -> list[Any]:
+        """What a query finds in the ledger: nothing, where there is none."""
         from google.cloud import bigquery
 
-        sql = f"SELECT phase, pieces FROM {self.table.sql} WHERE name = @name"
-        config = bigquery.QueryJobConfig(query_parameters=[bigquery.ScalarQueryParameter("name", "STRING", name)], use_query_cache=False)
+        named = [bigquery.ScalarQueryParameter(name, "STRING", value) for name, value in parameters.items()]
+        config = bigquery.QueryJobConfig(query_parameters=named, use_query_cache=False)
 
         def asked() -> list[Any]:
             try:
@@ -139,11 +169,7 @@ class Ledger:
                     return []
                 raise
 
-        rows = self.clients.again(f"ledger {self.table}", asked)
-        if not rows:
-            return None
-        begun = [json.loads(row["pieces"]) for row in rows if row["phase"] == "begun" and row["pieces"]]
-        return Note(begun[0] if begun else [], any(row["phase"] == "done" for row in rows))
+        return self.clients.again(f"ledger {self.table}", asked)
 
     def begin(self, name: str, run_id: str, destination: str, pieces: list[str], rows: int) -> Note:
         """Notes that a commit is begun, with these pieces, unless it was begun with others: what is noted then."""

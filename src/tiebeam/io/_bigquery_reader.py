@@ -6,16 +6,21 @@ from the row that comes next.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
 
+from tiebeam.connectors import Span
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.io._bigquery_client import ANSWER_SECS, Clients, Pauses, TableName, is_transient, told
 from tiebeam.rows import RowBatch
+
+_CURSORS = ("INTEGER", "DATE", "DATETIME", "TIMESTAMP", "NUMERIC", "BIGNUMERIC")
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,54 @@ def run_query(clients: Clients, sql: str, into: TableName | None) -> TableName:
         table.expires = datetime.fromtimestamp(time.time() + 86_400, UTC)
         clients.again("the query", lambda: clients.rest.update_table(table, ["expires"], retry=None, timeout=ANSWER_SECS))
     return found
+
+
+def newest(clients: Clients, held: str, cursor: str, after: str | None, where: str | None) -> tuple[str | None, int]:
+    """The greatest value of a cursor above `after` in a table or query, as text, and how many rows have none; raises ConfigError."""
+    column = _quoted(cursor)
+    above = f"({column} > {_literal(after)} OR {column} IS NULL)" if after is not None else "TRUE"
+    sql = f"SELECT MAX({column}) AS newest, COUNTIF({column} IS NULL) AS nulls FROM {held} WHERE {above} AND ({where or 'TRUE'})"
+
+    def run() -> Any:
+        return clients.rest.query(sql, retry=None, job_retry=None, timeout=ANSWER_SECS).result(retry=None, timeout=3600)
+
+    try:
+        found = clients.again("the cursor", run)
+    except ConfigError as e:
+        raise ConfigError(Problem(e.problems[0].what, "cursor", "name a column that can be compared")) from None
+    kind = found.schema[0].field_type
+    if kind not in _CURSORS:
+        raise ConfigError(Problem(f"{cursor} is {kind}", "cursor", f"name a column of {', '.join(_CURSORS)}"))
+    [row] = found
+    return _text(row["newest"]), row["nulls"]
+
+
+def within(cursor: str, span: Span) -> str:
+    """The rows of a span, as a condition in SQL."""
+    above = f"{_quoted(cursor)} > {_literal(span.after)} AND " if span.after is not None else ""
+    return f"{above}{_quoted(cursor)} <= {_literal(span.upto)}"
+
+
+def nested(query: str) -> str:
+    """A query as a table of another, whatever comment it ends in."""
+    return f"({query.rstrip().removesuffix(';')}\n)"
+
+
+def _quoted(column: str) -> str:
+    return ".".join(f"`{part}`" for part in column.split("."))
+
+
+def _text(value: Any) -> str | None:
+    if value is None:
+        return None
+    return value.isoformat() if isinstance(value, date) else f"{value:f}" if isinstance(value, Decimal) else str(value)
+
+
+def _literal(text: str) -> str:
+    """A value of a cursor in SQL; BigQuery takes text for the time that it is compared with."""
+    if re.fullmatch(r"-?\d+", text) and -(2**63) <= int(text) < 2**63:
+        return text
+    return f"BIGNUMERIC '{text}'" if re.fullmatch(r"-?\d+(\.\d+)?", text) else f"'{text}'"
 
 
 def check_query(clients: Clients, sql: str) -> None:

@@ -376,6 +376,17 @@ def is_published(target: Target, run_id: str) -> bool:
     return bool(noted.pieces) and all(streams.is_committed(target.clients, stream) for stream in noted.pieces)
 
 
+def runs(target: Target, prefix: str) -> list[str]:
+    """The runs whose names begin so that are visible, after waiting for those that are being published by a job of the service."""
+    out = []
+    for run_id, done in target.ledger.runs(prefix, str(target.home)).items():
+        if not done:
+            jobs.settle(target.clients, f"commit_{target.name_of(run_id)}", f"publishing in {target.home}")
+        if done or is_published(target, run_id):
+            out.append(run_id)
+    return out
+
+
 def discard(target: Target, run_id: str) -> None:
     """Removes what a run has staged, unless its publication was begun. Streams that nobody commits go by themselves."""
     name = target.name_of(run_id)

@@ -33,6 +33,14 @@ def is_noted(con: Any, run_id: str, table: str) -> bool:
     return first_row(con, f'SELECT 1 FROM {LEDGER} WHERE run_id = ? AND "table" = ?', run_id, full_name(table)) is not None
 
 
+def noted(con: Any, prefix: str, table: str) -> list[str]:
+    """The runs whose names begin so that were published to this table."""
+    if kind_of(con, LEDGER) is None:
+        return []
+    found = con.execute(f'SELECT run_id FROM {LEDGER} WHERE starts_with(run_id, ?) AND "table" = ?', [prefix, full_name(table)])
+    return [run_id for (run_id,) in found.fetchall()]
+
+
 def note(con: Any, run_id: str, table: str, rows: int) -> None:
     con.execute(f"INSERT INTO {LEDGER} VALUES (?, ?, ?, now(), ?)", [run_id, full_name(table), rows, __version__])
 

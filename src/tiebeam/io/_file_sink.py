@@ -26,7 +26,7 @@ from tiebeam.errors import ConfigError, Problem
 from tiebeam.io._folder import Folder, folder_at
 from tiebeam.io._hive import Partition, by_partition
 from tiebeam.io._manifest import committed_files, committed_runs
-from tiebeam.io._publication import STAGED, discard, publish, retire, staging_of
+from tiebeam.io._publication import STAGED, discard, publish, published, retire, staging_of
 from tiebeam.io._ranges import Ranges
 from tiebeam.options import option
 from tiebeam.rows import RowBatch, concat
@@ -60,6 +60,7 @@ class FileSink(Sink):
 
     modes: ClassVar[tuple[str, ...]] = ("append", "replace", "replace_partitions")
     takes_unbounded: ClassVar[bool] = True
+    tells_runs: ClassVar[bool] = True
     extension: ClassVar[str]
     also_ours: ClassVar[tuple[str, ...]] = ()
     """Other extensions of the format: such files are part of a table that has no manifest yet."""
@@ -106,6 +107,9 @@ class FileSink(Sink):
 
     def is_published(self, run_id: str) -> bool:
         return run_id in committed_runs(self.path)
+
+    def runs(self, prefix: str) -> list[str]:
+        return [run_id for run_id in published(folder_at(self.path)) if run_id.startswith(prefix)]
 
     def discard(self, run_id: str) -> None:
         with contextlib.suppress(Exception):

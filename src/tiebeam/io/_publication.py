@@ -18,6 +18,7 @@ import hashlib
 import json
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -82,6 +83,11 @@ def publish(folder: Folder, run_id: str, mode: str, staged: list[Staged], suffix
     return done
 
 
+def published(folder: Folder) -> set[str]:
+    """The runs that are published, and those whose intent the next publication completes."""
+    return {intent["run_id"] for intent in _intents(folder)} | set(_manifest.runs(_manifest.entries(folder)))
+
+
 def discard(folder: Folder, run_id: str) -> None:
     """Removes what a run has staged, unless it has begun to be published: then the next publication completes it."""
     if not folder.exists(intent_of(run_id)):
@@ -116,12 +122,17 @@ def _plan(folder: Folder, run_id: str, mode: str, staged: list[Staged], suffix: 
 
 
 def _complete_all(folder: Folder) -> None:
+    for intent in _intents(folder):
+        _complete(folder, intent)
+
+
+def _intents(folder: Folder) -> Iterator[dict[str, Any]]:
     for name in folder.names(INTENTS):
         try:
             intent = json.loads(folder.read(name))
         except FileNotFoundError:  # completed by another process meanwhile
             continue
-        _complete(folder, intent)
+        yield intent
 
 
 def _complete(folder: Folder, intent: dict[str, Any]) -> Entry:

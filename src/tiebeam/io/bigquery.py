@@ -58,6 +58,14 @@ class ReadFromBigQuery(Source):
     where: str | None = option(None, help="Which rows to read, a condition in SQL", example="day >= '2026-11-01'")
     snapshot_time: str | None = option(None, help="Read the table as it was then, at most seven days ago", example="2026-11-24T00:00:00Z")
     event_time: str | None = option(None, help="Column that becomes row_time: a date or a timestamp", example="sold_at")
+    cursor: str | None = option(
+        None,
+        help="Column that grows with every change: a run reads only rows above where the last one ended",
+        example="updated_at",
+    )
+    cursor_overlap_secs: int = option(
+        0, help="How far below the cursor rows are read again, for those that were committed late; needs upsert", unit="seconds", low=0
+    )
     streams: int = option(0, help="How many streams are read side by side at most; 0: as many as BigQuery thinks best", low=0, high=1000)
     temp_dataset: str | None = option(
         None, help="Where the rows of a query are kept for a day; default: the service's own place", example="scratch"
@@ -81,6 +89,8 @@ class ReadFromBigQuery(Source):
             yield Problem("a query says itself what is read", "query", "leave out columns, where and snapshot_time")
         if self.snapshot_time is not None and _moment(self.snapshot_time) is None:
             yield Problem(f"{self.snapshot_time!r} is no time", "snapshot_time", "write 2026-11-24T00:00:00Z")
+        if self.cursor is not None and self.snapshot_time:
+            yield Problem("the past holds nothing new", "snapshot_time", "leave it out, or the cursor")
 
     @functools.cached_property
     def connection(self) -> Connection:
@@ -98,6 +108,14 @@ class ReadFromBigQuery(Source):
         for where, names in (("columns", self.columns), ("event_time", filter(None, [self.event_time]))):
             if missing := [n for n in names if n.partition(".")[0] not in columns]:
                 raise ConfigError(Problem(f"there is no column {', '.join(missing)}", where, f"there are: {', '.join(columns)}"))
+
+    def origin(self) -> str:
+        return self.query or str(TableName.of(self.table or "", self.connection.open().project))
+
+    def newest(self, after: str | None) -> tuple[str | None, int]:
+        clients = self.connection.open()
+        held = reader.nested(self.query) if self.query else TableName.of(self.table or "", clients.project).sql
+        return reader.newest(clients, held, self.cursor or "", after, self.where)
 
     def fingerprint(self) -> str | None:
         if self.table is None:
@@ -133,13 +151,16 @@ class ReadFromBigQuery(Source):
 
     def _session(self, streams: int) -> tuple[str, reader.Session]:
         clients = self.connection.open()
+        new = reader.within(self.cursor or "", self.span) if self.span else None
         if self.query is not None:
             into = TableName(clients.project, self.temp_dataset, f"_tiebeam_query_{uuid.uuid4().hex}") if self.temp_dataset else None
-            name, wanted = reader.run_query(clients, self.query, into), reader.Wanted(streams=streams)
+            sql = f"SELECT * FROM {reader.nested(self.query)} WHERE {new}" if new else self.query
+            name, wanted = reader.run_query(clients, sql, into), reader.Wanted(streams=streams)
         else:
             name = TableName.of(self.table or "", clients.project)
             moment = _moment(self.snapshot_time) if self.snapshot_time else None
-            wanted = reader.Wanted(self.columns, self.where, moment, streams)
+            where = " AND ".join(f"({w})" for w in (self.where, new) if w)
+            wanted = reader.Wanted(self.columns, where, moment, streams)
         return str(name), reader.open_session(clients, name, wanted)
 
     def read_stream(self, element: tuple[str, int, bytes, str], step: str) -> Iterator[RowBatch | Letters]:
@@ -212,6 +233,7 @@ class WriteToBigQuery(Sink):
     modes: ClassVar[tuple[str, ...]] = ("append", "upsert", "replace")
     takes_changes: ClassVar[bool] = True
     takes_unbounded: ClassVar[bool] = True
+    tells_runs: ClassVar[bool] = True
 
     table: str = option(
         help="Table, `dataset.table`; {column} in its name is the row's value", example="shop.sales_{region}", place="bigquery_table"
@@ -320,6 +342,12 @@ class WriteToBigQuery(Sink):
 
     def is_published(self, run_id: str) -> bool:
         return True if self.target.direct else writer.is_published(self.target, run_id)
+
+    def runs(self, prefix: str) -> list[str]:
+        if "{" in self.table and self.target.by_streams(prefix):
+            what = "streams of several tables are committed one after the other, so one run may be published in part"
+            raise ConfigError(Problem(what, "method", "keep a cursor with method=load_job, or in one table"))
+        return writer.runs(self.target, prefix)
 
     def letter_table(self) -> LetterTable:
         """The table as one of dead letters, for a replay (`--dead_letters=bigquery:TABLE`)."""

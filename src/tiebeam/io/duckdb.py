@@ -30,7 +30,7 @@ from tiebeam.connectors import Sink, Source
 from tiebeam.dead_letters import Letters, letters_of_rows
 from tiebeam.errors import ConfigError, Problem, TransientError
 from tiebeam.io._duckdb import columns_of, connect, first_row, full_name, kind_of, quoted, quoted_table, reaching, transaction
-from tiebeam.io._duckdb_publication import EXTENSIONS, LEDGER, Publication, is_noted, note
+from tiebeam.io._duckdb_publication import EXTENSIONS, LEDGER, Publication, is_noted, note, noted
 from tiebeam.io._event_time import event_times, where_possible
 from tiebeam.io._typed_files import cast, joined, rebuilt, with_positions
 from tiebeam.options import option
@@ -197,6 +197,7 @@ class WriteToDuckDB(Sink):
     modes: ClassVar[tuple[str, ...]] = ("append", "upsert", "replace")
     takes_changes: ClassVar[bool] = True
     takes_unbounded: ClassVar[bool] = True
+    tells_runs: ClassVar[bool] = True
 
     path: str = option(help="Database file; created when missing", example="shop.duckdb", place="local")
     table: str = option(help="Table, `table` or `schema.table`; created when missing", example="mart.sales")
@@ -250,6 +251,12 @@ class WriteToDuckDB(Sink):
             return False
         with _publishing, connect(self.path, read_only=False, wait_secs=self.wait_secs) as con:
             return is_noted(con, run_id, self.table)
+
+    def runs(self, prefix: str) -> list[str]:
+        if not Path(self.path).exists():
+            return []
+        with _publishing, connect(self.path, read_only=False, wait_secs=self.wait_secs) as con:
+            return noted(con, prefix, self.table)
 
     def discard(self, run_id: str) -> None:
         shutil.rmtree(self._folder(run_id), ignore_errors=True)

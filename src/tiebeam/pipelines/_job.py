@@ -33,7 +33,7 @@ from tiebeam.connectors import Source
 from tiebeam.delivery import Delivery
 from tiebeam.errors import ConfigError, Problem, TransientError
 from tiebeam.options import declared, parse
-from tiebeam.pipelines import _places, _runner, _view
+from tiebeam.pipelines import _cursor, _places, _runner, _view
 from tiebeam.pipelines._account import Outcome, account, all_published, labels_by_id, progress_lines, summary, top_labels
 from tiebeam.pipelines._interrupt import interruptible
 
@@ -60,10 +60,14 @@ class Job:
     runner: str
     run_id: str
     endless: bool = False
+    progress: _cursor.Progress | None = None
 
 
-def prepare(name: str, argv: list[str]) -> Job:
-    """Parses and checks everything, and reaches every system. Raises ConfigError with all that is wrong."""
+def prepare(name: str, argv: list[str], *, on: bool = True) -> Job:
+    """Parses and checks everything, and reaches every system; `on`: has a cursor go on from the last run.
+
+    Raises ConfigError with all that is wrong, and NothingNewError when there is nothing to read.
+    """
     module = registry.pipeline(name)
     argv = with_options_file(argv)
     options, beam_argv = parse(module.Options, argv, registry.connector, _runner.known_flags)
@@ -75,8 +79,9 @@ def prepare(name: str, argv: list[str]) -> Job:
     if beyond := list(_places.beyond_reach(options, connectors(options))) if _runner.runner_of(beam_argv) == "DataflowRunner" else []:
         raise ConfigError(*beyond)
     reach(options)
-    run_id = options.run_id or derived_run_id(name, options)
-    return Job(name, module, options, argv, beam_argv, _runner.runner_of(beam_argv), run_id, endless)
+    progress = _cursor.go_on(module, options, connectors(options)) if on else None
+    run_id = progress.run_id if progress else options.run_id or derived_run_id(name, options)
+    return Job(name, module, options, argv, beam_argv, _runner.runner_of(beam_argv), run_id, endless, progress)
 
 
 def with_options_file(argv: list[str]) -> list[str]:
@@ -173,6 +178,10 @@ def run(name: str, argv: list[str] | None = None) -> int:
         if hasattr(module, "main"):
             return module.main(argv, as_json)
         outcome = execute(prepare(name, argv))
+    except _cursor.NothingNewError as e:
+        e.finish()
+        print(json.dumps({"pipeline": name, "run_id": e.last, "read": 0}, indent=2) if as_json else f"{name}: {e}")
+        return 0
     except ConfigError as e:
         print(f"{name}: nothing was moved, the configuration is wrong:\n{e}", file=sys.stderr)
         return 2
@@ -198,7 +207,7 @@ def execute(job: Job, *, prior_attempts: dict[str, int] | None = None, before_dr
     )
     steps.reset_tally()
     started = time.monotonic()
-    print(f"{job.name}: run {job.run_id} on {job.runner}", file=sys.stderr)
+    print(f"{job.name}: run {job.run_id} on {job.runner}", *(job.progress.lines() if job.progress else ()), sep="\n", file=sys.stderr)
     drain = before_drain if job.endless and job.runner == "PrismRunner" else None
     shown = _view.View(labels, reads).lines if job.endless else partial(progress_lines, labels, reads)
     with quiet(), interruptible(delivery, drain) as listen, terminal.Progress(shown):

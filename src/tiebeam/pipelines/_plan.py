@@ -11,7 +11,7 @@ import apache_beam as beam
 from tiebeam import terminal
 from tiebeam.delivery import Delivery
 from tiebeam.errors import ConfigError, Problem
-from tiebeam.pipelines import _job
+from tiebeam.pipelines import _cursor, _job
 from tiebeam.pipelines._account import leaf_labels, top_labels
 
 
@@ -19,7 +19,11 @@ def plan(name: str, argv: list[str]) -> int:
     """Prints what a run would do, and moves nothing. Returns 0; raises ConfigError when it could not run."""
     as_json = "--json" in argv
     save = next((a.partition("=")[2] for a in argv if a.startswith("--write_contract=")), None)
-    job = _job.prepare(name, [a for a in argv if a != "--json" and not a.startswith("--write_contract=")])
+    try:
+        job = _job.prepare(name, [a for a in argv if a != "--json" and not a.startswith("--write_contract=")])
+    except _cursor.NothingNewError as e:
+        print(json.dumps({"pipeline": name, "cursor": [str(e)]}, indent=2) if as_json else f"{name}: {e}")
+        return 0
     p, delivery = _job.assemble(job)
     about = describe(job, p, delivery)
     if save:
@@ -45,6 +49,7 @@ def describe(job: _job.Job, p: beam.Pipeline, delivery: Delivery) -> dict[str, A
         "runner": job.runner,
         "run_id": job.run_id,
         "reads": {role: repr(c) for role, c in _job.connectors(job.options).items() if hasattr(c, "sample")},
+        "cursor": job.progress.lines() if job.progress else [],
         "writes": {place: sink.mode for place, (_, sink, _) in delivery.sinks.items()},
         "commits": {place: _commits(sink) for place, (_, sink, _) in delivery.sinks.items()} if job.endless else {},
         "dead_letters": delivery.named or delivery.store_location(),
@@ -69,6 +74,7 @@ def _plan_page(about: dict[str, Any]) -> str:
         ("runner", about["runner"]),
         ("run", about["run_id"]),
         *(("reads", f"{role}: {what}") for role, what in about["reads"].items()),
+        *(("cursor", line) for line in about["cursor"]),
         *(("writes", f"{place} ({mode})") for place, mode in about["writes"].items()),
         *(("publishes", f"{place}: {told}") for place, told in about["commits"].items()),
         (

@@ -27,7 +27,7 @@ from apache_beam.options.pipeline_options import (
 from tiebeam import __version__, dataflow_rest, registry, wheel
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.flink_rest import FlinkError, Rest
-from tiebeam.pipelines import _job
+from tiebeam.pipelines import _cursor, _job
 from tiebeam.runners import not_to_submit
 
 SUBMIT_SECS = 600
@@ -51,6 +51,9 @@ def submit(name: str, argv: list[str]) -> int:
     as_json = "--json" in argv
     try:
         told = hand_over(name, [a for a in argv if a != "--json"])
+    except _cursor.NothingNewError as e:
+        print(json.dumps({"pipeline": name, "run_id": e.last}, indent=2) if as_json else f"{name}: {e}")
+        return 0
     except _job.JobFailedError as e:
         print(f"{name}: {e}", file=sys.stderr)
         return e.exit_code

@@ -18,6 +18,9 @@ from tiebeam.options import option, role
 from tiebeam.pipelines import _interval, _job
 from tiebeam.transforms.conform import Conform, Contract
 
+BY_CURSOR = True
+"""Each row is taken by itself, so a run may be given the new ones only."""
+
 
 class Options(_interval.IntervalOptions):
     """What `ingest` reads, what it holds the rows to, and where they go."""

@@ -117,7 +117,7 @@ def _replay(path: str, store: Store, plan_id: str, index: int, key: str, rows: l
     """Runs one job again over its letters."""
     name, run_id = key.split("\n")
     argv = [*_kept_argv(store, name, run_id), *overrides, f"--dead_letters={path}", f"--run_id={plan_id}-{index}"]
-    job = _job.prepare(name, _last_wins(argv))
+    job = _job.prepare(name, _last_wins(argv), on=False)
     attempts = {row[ROW_POSITION]: row["attempt"] for row in rows if row[ROW_POSITION]}
     roles = {o.role: o.name for o in declared(type(job.options)) if o.role}
     if "source" in roles:

@@ -80,6 +80,8 @@ variable "parameters" {
       "source_query",
       "source_where",
       "source_snapshot_time",
+      "source_cursor",
+      "source_cursor_overlap_secs",
       "source_streams",
       "source_temp_dataset",
       "source_project",
