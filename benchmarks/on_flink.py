@@ -175,7 +175,7 @@ class Loaded:
         admin = AdminClient({"bootstrap.servers": servers})
         admin.create_topics([NewTopic(TOPIC, PARTITIONS, 1)])[TOPIC].result(30)
         settings = {"linger.ms": 50, "queue.buffering.max.messages": 500_000, "transaction.timeout.ms": 890_000}
-        self.producer = confluent_kafka.Producer({"bootstrap.servers": servers, "transactional.id": "gun", **settings})
+        self.producer = confluent_kafka.Producer({"bootstrap.servers": servers, "transactional.id": "gun", "log_level": 0, **settings})
         self.producer.init_transactions(60)
         self.producer.begin_transaction()
         at = events._HEAD.index(b"2026-")
@@ -239,6 +239,7 @@ def run(name: str, size: int) -> Spent:
         say(f"on Flink: {name}, sending {size:,} events")
         loaded = Loaded(broker.servers, size)
         CONTENDERS[name](cluster, broker.servers, str(target))
+        expected = _expected(size)
         job = cluster.rest.wait(lambda: next(iter(cluster.rest.jobs()), None), "a job", 120)
         cluster.rest.await_checkpoints(job, 2, secs=240)
         groups = {server.program.process.pid: "java" for server in cluster.servers.values()}
@@ -246,7 +247,7 @@ def run(name: str, size: int) -> Spent:
         before, began = _processor(groups), time.perf_counter()
         say(f"on Flink: {name}, fire")
         loaded.fire()
-        _await(name, target, size)
+        _await(name, target, expected)
         secs, after = time.perf_counter() - began, _processor(groups)
         cluster.rest.cancel(job)
     sums = dict.fromkeys(("python", "java", "broker"), 0.0)
@@ -255,12 +256,18 @@ def run(name: str, size: int) -> Spent:
     return Spent(secs, **sums)
 
 
-def _await(name: str, target: Path, size: int) -> None:
-    """Waits until all windows are visible, and holds their sum to that of the events."""
+def _expected(size: int) -> tuple[int, float]:
+    """How many windows the events make, and the sum of all."""
     import duckdb
 
     events_of = f"read_json('{comparing.events_file(size)}', format='newline_delimited', columns={windowed_sum.COLUMNS})"
-    expected = duckdb.sql(f"SELECT count(DISTINCT (date_trunc('minute', ts), category, kind)), sum(amount) FROM {events_of}").fetchone()
+    return duckdb.sql(f"SELECT count(DISTINCT (date_trunc('minute', ts), category, kind)), sum(amount) FROM {events_of}").fetchall()[0]
+
+
+def _await(name: str, target: Path, expected: tuple[int, float]) -> None:
+    """Waits until all windows are visible, and holds their sum to that of the events."""
+    import duckdb
+
     until, found = time.monotonic() + PATIENCE_SECS, (0, 0.0)
     while found[0] < expected[0]:
         if time.monotonic() > until:
@@ -268,7 +275,7 @@ def _await(name: str, target: Path, size: int) -> None:
         time.sleep(0.1)
         try:
             query = f"SELECT count(*), sum(total) FROM ({VISIBLE[name].format(target)}) WHERE window_start < '2026-01-02'"
-            found = duckdb.sql(query).fetchone()
+            found = duckdb.sql(query).fetchall()[0]
         except duckdb.Error:
             continue
     if found[0] != expected[0] or abs(found[1] - expected[1]) > 1:
