@@ -9,28 +9,30 @@ from pyflink.datastream.connectors.file_system import FileSink, RollingPolicy
 from pyflink.datastream.connectors.kafka import KafkaOffsetsInitializer, KafkaSource
 from pyflink.datastream.functions import ProcessWindowFunction
 from pyflink.datastream.window import TumblingEventTimeWindows
+from pyflink.java_gateway import get_gateway
 from pyflink.table import StreamTableEnvironment
+from pyflink.util.java_utils import add_jars_to_context_class_loader, to_jarray
 
 DISORDER_SECS = 5
 
 
 def environment(rest, jars):
+    """One that sends its jobs to a cluster: what PyFlink makes by itself would start one of its own."""
     host, port = rest.split(":")
     told = {
-        "execution.target": "remote",
-        "rest.address": host,
-        "rest.port": port,
         "parallelism.default": "2",
         "execution.checkpointing.interval": "2000",
         "execution.checkpointing.min-pause": "500",
-        "pipeline.jars": ";".join(f"file://{jar}" for jar in jars),
         "python.executable": sys.executable,
         "python.client.executable": sys.executable,
     }
     configuration = Configuration()
     for name, value in told.items():
         configuration.set_string(name, value)
-    return StreamExecutionEnvironment.get_execution_environment(configuration)
+    jvm = get_gateway().jvm
+    add_jars_to_context_class_loader([f"file://{jar}" for jar in jars])
+    remote = jvm.org.apache.flink.streaming.api.environment.StreamExecutionEnvironment.createRemoteEnvironment
+    return StreamExecutionEnvironment(remote(host, int(port), configuration._j_configuration, to_jarray(jvm.String, jars)))
 
 
 def parsed(line):
@@ -69,8 +71,8 @@ def sql(env, servers, target):
     table = StreamTableEnvironment.create(env)
     table.execute_sql(f"""
         CREATE TABLE events (
-            category STRING, kind STRING, amount DOUBLE, at TIMESTAMP_LTZ(3) METADATA FROM 'timestamp',
-            WATERMARK FOR at AS at - INTERVAL '{DISORDER_SECS}' SECOND
+            category STRING, kind STRING, amount DOUBLE, happened TIMESTAMP_LTZ(3) METADATA FROM 'timestamp',
+            WATERMARK FOR happened AS happened - INTERVAL '{DISORDER_SECS}' SECOND
         ) WITH (
             'connector' = 'kafka', 'topic' = 'events', 'properties.bootstrap.servers' = '{servers}',
             'properties.isolation.level' = 'read_committed', 'scan.startup.mode' = 'earliest-offset', 'format' = 'json'
@@ -83,7 +85,7 @@ def sql(env, servers, target):
     table.get_config().set("table.local-time-zone", "UTC")
     table.execute_sql("""
         INSERT INTO sums SELECT window_start, category, kind, SUM(amount)
-        FROM TABLE(TUMBLE(TABLE events, DESCRIPTOR(at), INTERVAL '1' MINUTE)) GROUP BY window_start, window_end, category, kind""")
+        FROM TABLE(TUMBLE(TABLE events, DESCRIPTOR(happened), INTERVAL '1' MINUTE)) GROUP BY window_start, window_end, category, kind""")
 
 
 if __name__ == "__main__":
