@@ -35,9 +35,10 @@ from tiebeam.dead_letters import REJECTED, route, route_nowhere
 from tiebeam.errors import ConfigError, Problem, TransientError
 from tiebeam.rows import RowBatch, RowBatchCoder, with_column
 from tiebeam.staging import Staged, TwoPhase
-from tiebeam.steps import ROWS_IN, ROWS_OUT, BatchFn, count
+from tiebeam.steps import ROWS_IN, ROWS_OUT, BatchFn, count, gauge
 
-COMMITS_STAGED, COMMITS_PUBLISHED = "commits_staged", "commits_published"
+COMMITS_STAGED, COMMITS_PUBLISHED, COMMITS_WAITING = "commits_staged", "commits_published", "commits_waiting "
+ROWS_PUBLISHED, LETTERS_PUBLISHED = "rows_published", "letters_published"
 STATED = "commit"
 PATIENCE_SECS = 900
 """How long a destination may be away before a job stops; what is staged waits meanwhile."""
@@ -59,6 +60,7 @@ class Commit(beam.PTransform):
         self.step = step
         self.run_id = run_id
         self.route = route_nowhere if final else route
+        self.counts = LETTERS_PUBLISHED if final else ROWS_PUBLISHED
         if sink.mode in ("replace", "replace_partitions"):
             what = f"mode={sink.mode} on an input that never ends: there is no whole to replace"
             raise ConfigError(Problem(what, step, "use append or upsert, or give the source an end"))
@@ -72,7 +74,7 @@ class Commit(beam.PTransform):
         outputs.rows.element_type = beam.typehints.Tuple[int, RowBatch]
         staged = self.route(outputs)
         names = staged | "Name" >> beam.Map(_as_it_is).with_output_types(tuple[int, RowBatch])  # Publish has an input of its own
-        _ = names | "Publish" >> beam.ParDo(_PublishFn(self.step, self.sink)).with_output_types(int)
+        _ = names | "Publish" >> beam.ParDo(_PublishFn(self.step, self.sink, self.counts)).with_output_types(int)
         return staged | "Reports" >> beam.Values().with_output_types(RowBatch)
 
 
@@ -282,12 +284,13 @@ class _PublishFn(beam.DoFn):
 
     WAITING = BagStateSpec("waiting", RowBatchCoder())
 
-    def __init__(self, step: str, sink: TwoPhase):
+    def __init__(self, step: str, sink: TwoPhase, counts: str = ROWS_PUBLISHED):
         self.step = step
         self.sink = sink
+        self.counts = counts
 
     def process(self, keyed, waiting=beam.DoFn.StateParam(WAITING), finalizer=beam.DoFn.BundleFinalizerParam):
-        _, report = keyed
+        shard, report = keyed
         if report.schema.names[0] != "poke":
             waiting.add(report)
         reports = {_name_of(batch): batch for batch in waiting.read()}
@@ -300,7 +303,10 @@ class _PublishFn(beam.DoFn):
             count(self.step, COMMITS_PUBLISHED, len(published))
             for name in published:
                 PROGRESS.forget(name)
-                yield sum(reports[name].column("rows").to_pylist())
+                rows = sum(reports[name].column("rows").to_pylist())
+                count(self.step, self.counts, rows)
+                yield rows
+        gauge(self.step, f"{COMMITS_WAITING}{shard}", len(left))
         seen = PROGRESS.of(left)
         due = {name: pieces_of(left[name]) for name in takewhile(seen.get, sorted(left))}  # in order: of a key the later row must win
         finalizer.register(lambda: _finalize(self.sink, seen, due))  # always: Prism tells every bundle, and stumbles where nobody listens

@@ -1,7 +1,7 @@
 """What every step over batches shares: it counts its rows, and it sorts rejected rows from good ones.
 
-Counts go to Beam's metrics (namespace `tiebeam`; names `rows_in`, `rows_out`, `rows_rejected`), which any runner
-reports, and to a tally of this process, which a local run shows while it works.
+Counts and gauges go to Beam's metrics (namespace `tiebeam`, docs/metrics.md), which any runner reports, and to a tally
+of this process, which a local run shows while it works.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from tiebeam.dead_letters import REJECTED, Letters, route
 from tiebeam.rows import RowBatch
 
 NAMESPACE = "tiebeam"
+BY_STEP = "tiebeam_step"
+"""A second namespace, where a name says the step too: Flink runs several steps as one, and keeps one metric of each name."""
 ROWS_IN, ROWS_OUT, ROWS_REJECTED, BYTES_IN = "rows_in", "rows_out", "rows_rejected", "bytes_in"
 
 _lock = threading.Lock()
@@ -30,6 +32,7 @@ def count(step: str, name: str, amount: int) -> None:
     """Adds to a step's metric; inside a bundle only."""
     if amount:
         Metrics.counter(NAMESPACE, name).inc(amount)
+        Metrics.counter(BY_STEP, f"{name} {step}").inc(amount)
         with _lock:
             _tally[step, name] += amount
 
@@ -41,7 +44,8 @@ def tally() -> dict[tuple[str, str], int]:
 
 
 def gauge(step: str, name: str, value: int) -> None:
-    """Sets what a step reads off now, for the live view of this process: how far it lags, how far its watermark is."""
+    """Sets what a step reads off now: how far it lags, how far its watermark is; inside a bundle only."""
+    Metrics.gauge(NAMESPACE, name).set(value)
     with _lock:
         _gauges[step, name] = value
 

@@ -21,6 +21,7 @@ from tiebeam import commits
 from tiebeam.dead_letters import Letters
 from tiebeam.errors import ConfigError, TransientError
 from tiebeam.io import _kafka_writer, _protobuf
+from tiebeam.io._endless import Progress
 from tiebeam.io.kafka import ReadFromKafka, WriteToKafka
 from tiebeam.rows import RowBatch
 
@@ -242,6 +243,17 @@ def test_reading_goes_on_where_the_group_is(kafka, topic):
     member.commit(offsets=[TopicPartition(topic, 0, 4)], asynchronous=False)
     member.close()
     assert ids(read(source(kafka, topic, start="committed", group=group))[0]) == [4, 5]
+
+
+def test_a_reader_knows_how_far_it_lags_before_it_has_fetched_anything(kafka, topic):
+    send(kafka, topic, *lines(*({"id": n} for n in range(30))))
+    reader = source(kafka, topic, schema="id bigint", until=None).source().reader([f"{topic}/0"])
+    reader.seek({f"{topic}/0": 10})
+    assert reader.lag(f"{topic}/0") == 20
+    while reader.progress(f"{topic}/0") is not Progress.CAUGHT_UP:
+        reader.poll([f"{topic}/0"])
+    assert reader.lag(f"{topic}/0") == 0
+    reader.close()
 
 
 def test_single_partitions_and_patterns(kafka):

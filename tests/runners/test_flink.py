@@ -12,18 +12,25 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import apache_beam as beam
+import confluent_kafka
 import duckdb
 import pyarrow as pa
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from support import matrix
 from support.matrix import Trial
 from support.streams import dealt
 from tiebeam import cli, dead_letters, flink_rest
+from tiebeam.delivery import Delivery
 from tiebeam.io._endless import ReadEndless
+from tiebeam.io.kafka import ReadFromKafka
+from tiebeam.io.parquet import WriteToParquet
+from tiebeam.pipelines import _top
 from tiebeam.rows import RowBatch
 from tiebeam.transforms.aggregate import Aggregate, Count, Sum
+from tiebeam.transforms.filter import Filter
 from tiebeam.transforms.sessionize import Sessionize
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -76,6 +83,42 @@ def test_files_go_through_the_command_line(flink, tmp_path, capsys):
     assert "300 read = 300 accepted + 0 rejected" in capsys.readouterr().out
     rows = duckdb.sql(f"SELECT id, shop, net FROM '{tmp_path}/out/*.parquet' ORDER BY id").fetchall()
     assert rows == [(i, "ab"[i % 2], i / 4) for i in range(300)]
+
+
+def test_top_counts_rows_and_commits_and_how_far_reading_lags(flink, kafka, tmp_path):
+    """Between two checkpoints what was staged is not published; in the end all is."""
+    settings = {"bootstrap.servers": kafka.servers, "log_level": 0}
+    admin, producer = AdminClient(settings), confluent_kafka.Producer(settings)
+    admin.create_topics([NewTopic("counted", 2, 1)])["counted"].result(30)
+    for n in range(1000):
+        producer.produce("counted", b"broken" if n % 100 == 0 else b'{"n":%d}' % n, partition=n % 2)
+    producer.flush()
+    p = beam.Pipeline(options=PipelineOptions(flink.flags(checkpoint_ms=5000)))
+    with Delivery(p, str(tmp_path / "rejected"), run_id="counted"):
+        rows = p | "Read" >> ReadFromKafka(kafka.servers, ("counted",), schema="n bigint") | "Keep" >> Filter("n < 500")
+        _ = rows | "Write" >> WriteToParquet(str(tmp_path / "out"), commit_secs=1)
+    p.run()
+    job = next(iter(flink.rest.jobs()))
+    first = _top.figures(flink.rest, job)
+    flink.rest.wait(lambda: _top.figures(flink.rest, job)["commits"]["waiting"], "a commit that waits", 90)
+    flink.rest.wait(lambda: _top.figures(flink.rest, job)["rows"]["published"] == 495, "all rows published", 90)
+    flink.rest.wait(lambda: not _top.figures(flink.rest, job)["commits"]["waiting"], "nothing waits", 90)
+    told = _top.figures(flink.rest, job, first)
+    flink.rest.cancel(job)
+    secs = (told["at_ms"] - first["at_ms"]) / 1000
+    assert told["rows"] == {
+        "read": 1000,
+        "rejected": 10,
+        "late": 0,
+        "published": 495,
+        "read_per_sec": (1000 - first["rows"]["read"]) / secs,
+    }
+    assert told["commits"]["staged"] == told["commits"]["published"] > 0
+    assert told["lag"] == {"counted/0": 0, "counted/1": 0}
+    steps = {step["step"]: (step["rows_in"], step["rows_out"], step["rows_rejected"]) for step in told["counted"]}
+    assert (steps["Read"], steps["Keep"], steps["Write"]) == ((0, 990, 10), (990, 495, 0), (495, 495, 0))
+    assert {step["step"]: step["rows_out_per_sec"] for step in told["counted"]}["Keep"] > 0
+    assert "1,000 read (" in _top.page(told)
 
 
 @pytest.fixture(scope="module")

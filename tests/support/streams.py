@@ -97,6 +97,10 @@ class ScriptedReader(PartitionReader):
         over = self.source.ends and self.clock >= self.last and self.given[partition] == len(part.pieces)
         return Progress.FINISHED if over else Progress.CAUGHT_UP
 
+    def lag(self, partition: str) -> int:
+        """In pieces."""
+        return len(self.parts[partition].pieces) - self.given[partition]
+
     def now(self) -> int:
         return self.clock
 

@@ -322,6 +322,7 @@ class TopicReader(PartitionReader):
         self.looked_at = time.monotonic()
 
     def lag(self, partition: str) -> int | None:
+        self._look()
         part = self.parts[partition]
         return None if part.ends_at is None else max(0, part.ends_at - max(part.at, part.reached if not part.waiting else 0))
 

@@ -40,6 +40,7 @@ _SETTINGS = {
     "taskmanager.memory.jvm-overhead.min": "64m",
     "taskmanager.memory.jvm-overhead.max": "64m",
     "cluster.evenly-spread-out-slots": "true",
+    "metrics.fetcher.update-interval": "1000",
     # Whoever dies is missed soon, and the job goes on from its last checkpoint.
     "heartbeat.interval": "1000",
     "heartbeat.timeout": "10000",

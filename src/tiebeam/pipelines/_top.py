@@ -1,17 +1,22 @@
-"""`tiebeam top`: how a stream on Flink is doing, from Flink's REST service."""
+"""`tiebeam top`: how a stream on Flink is doing, from Flink's REST service and from what its steps count."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+from collections import deque
 from typing import Any
 
 from tiebeam import terminal
 from tiebeam.errors import ConfigError, Problem
-from tiebeam.flink_rest import FlinkError, Rest
+from tiebeam.flink_rest import ENDED, FlinkError, Rest
+from tiebeam.pipelines._flink_counts import counts
 
 EVERY_SECS = 2.0
+FRESH_SECS = 10.0
+"""How old Flink lets its figures become, by default: who asks for older ones is given these, and wakes it."""
+ANSWER_SECS = 1.0
 _LONGEST_AGO = -(1 << 62)
 
 
@@ -23,20 +28,21 @@ def top(argv: list[str]) -> int:
         raise ConfigError(Problem("there is no such option", f"--{sorted(unknown)[0]}", "--flink_master=HOST:PORT, --once, --json"))
     rest = Rest(given.get("flink_master") or "localhost:8081", secs=15)
     job = find(rest, jobs)
-    while True:
-        told = figures(rest, job)
-        if "json" in given:
-            print(json.dumps(told, indent=2))
+    try:
+        if "json" in given or "once" in given:
+            told = _fresh(rest, job)
+            if told["state"] not in ENDED:
+                time.sleep(FRESH_SECS)
+                told = _fresh(rest, job, told)
+            print(json.dumps(told, indent=2) if "json" in given else page(told))
             return 0
-        if "once" not in given and sys.stdout.isatty():
-            print("\x1b[H\x1b[2J", end="")
-        print(page(told), flush=True)
-        if "once" in given:
-            return 0
-        try:
+        seen = deque([_fresh(rest, job)], maxlen=int(3 * FRESH_SECS / EVERY_SECS))
+        while True:
+            print("\x1b[H\x1b[2J" * sys.stdout.isatty() + page(seen[-1]), flush=True)
             time.sleep(EVERY_SECS)
-        except KeyboardInterrupt:
-            return 0
+            seen.append(figures(rest, job, seen[0]))
+    except KeyboardInterrupt:
+        return 0
 
 
 def find(rest: Rest, named: list[str]) -> str:
@@ -52,26 +58,54 @@ def find(rest: Rest, named: list[str]) -> str:
     return found[0]
 
 
-def figures(rest: Rest, job: str) -> dict[str, Any]:
-    """What is shown, as data. Times are seconds, sizes bytes, rates records (batches of rows, mostly) a second."""
+def figures(rest: Rest, job: str, before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What is shown, as data. Times are seconds, sizes bytes; `steps` are Flink's, whose records are batches of rows, mostly.
+
+    Rates of rows are those since an earlier look; without one they are None.
+    """
     told = rest.ask("GET", f"jobs/{job}")
     now = told["now"]
-    counts, last = rest.checkpoints(job), rest.latest_checkpoint(job)
+    checkpoints, last = rest.checkpoints(job), rest.latest_checkpoint(job)
+    counted = counts(rest, job)
+    _add_rates(counted, before, now)
     return {
         "job": job,
+        "at_ms": now,
         "name": told["name"],
         "state": told["state"],
         "running_secs": told["duration"] / 1000,
         "restarts": int(rest.metrics(job, "numRestarts").get("numRestarts", 0)),
         "checkpoints": {
-            "completed": counts["completed"],
-            "failed": counts["failed"],
+            "completed": checkpoints["completed"],
+            "failed": checkpoints["failed"],
             "last_age_secs": (now - last["latest_ack_timestamp"]) / 1000 if last else None,
             "last_secs": last["end_to_end_duration"] / 1000 if last else None,
             "last_bytes": last["state_size"] if last else None,
         },
+        **counted,
         "steps": [_step(rest, job, vertex, now) for vertex in told["vertices"]],
     }
+
+
+def _fresh(rest: Rest, job: str, before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Figures of now: those of a first look may be of any age."""
+    figures(rest, job)
+    time.sleep(ANSWER_SECS)
+    return figures(rest, job, before)
+
+
+def _add_rates(counted: dict[str, Any], before: dict[str, Any] | None, now: int) -> None:
+    """Tells how fast rows were read, and went through each step, since an earlier look; a restart counts anew."""
+    secs = (now - before["at_ms"]) / 1000 if before else 0
+    earlier = {step["step"]: step for step in before["counted"]} if before else {}
+
+    def rate(name: str, new: dict[str, int], old: dict[str, int]) -> float | None:
+        return max(0, new[name] - old.get(name, 0)) / secs if secs > 0 else None
+
+    counted["rows"]["read_per_sec"] = rate("read", counted["rows"], before["rows"] if before else {})
+    for step in counted["counted"]:
+        for name in ("rows_in", "rows_out"):
+            step[f"{name}_per_sec"] = rate(name, step, earlier.get(step["step"], {}))
 
 
 def _step(rest: Rest, job: str, vertex: dict[str, Any], now: int) -> dict[str, Any]:
@@ -102,12 +136,18 @@ def page(told: dict[str, Any]) -> str:
     if points["last_age_secs"] is not None:
         size = points["last_bytes"] / 1e6
         last = f"{points['last_age_secs']:.1f} s ago, took {points['last_secs']:.1f} s, {size:,.2f} MB"
+    rows, commits = told["rows"], told["commits"]
+    speed = "" if rows["read_per_sec"] is None else f" ({rows['read_per_sec']:,.0f}/s)"
+    others = ", ".join(f"{rows[name]:,} {name}" for name in ("rejected", "late", "published"))
     facts = [
         ("job", f"{told['job']}  {told['name']}"),
         ("state", f"{told['state']} for {terminal.seconds(told['running_secs'])}, restarted {told['restarts']} times"),
         ("checkpoints", f"{points['completed']:,} completed, {points['failed']:,} failed; the last {last}"),
+        ("rows", f"{rows['read']:,} read{speed}, {others}"),
+        ("commits", f"{commits['published']:,} published, {commits['waiting']:,} waiting"),
+        *((f"lag {partition}", f"{behind:,} rows") for partition, behind in told["lag"].items()),
     ]
-    rows = [
+    steps = [
         (
             step["step"][:48],
             step["parallelism"],
@@ -116,8 +156,20 @@ def page(told: dict[str, Any]) -> str:
         )
         for step in told["steps"]
     ]
-    head = ["step", "in parallel", "in/s", "out/s", "busy %", "watermark"]
-    return f"{terminal.table(['', 'flink'], facts)}\n\n{terminal.table(head, rows)}"
+    counted = [
+        (
+            step["step"][-48:],
+            *(step[name] for name in ("rows_in", "rows_out", "rows_rejected")),
+            *(None if step[name] is None else round(step[name]) for name in ("rows_in_per_sec", "rows_out_per_sec")),
+        )
+        for step in told["counted"]
+    ]
+    tables = [
+        terminal.table(["", "flink"], facts),
+        terminal.table(["step", "rows in", "rows out", "rejected", "rows in/s", "rows out/s"], counted),
+        terminal.table(["stage of flink", "in parallel", "batches in/s", "batches out/s", "busy %", "watermark"], steps),
+    ]
+    return "\n\n".join(tables)
 
 
 def _age(secs: float | None) -> str:
