@@ -216,6 +216,8 @@ class Trial:
 
     def submit(self) -> None:
         flags = self.flink.flags(parallelism=self.parallelism, checkpoint_ms=EVERY_MS)
+        if self.case.publishing:
+            flags.append("--max_bundle_time_mills=20")  # more bundles end while a checkpoint is on its way
         before = commits._PublishFn
         commits._PublishFn = self.case.publishing or before  # type: ignore[misc]
         try:

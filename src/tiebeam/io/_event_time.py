@@ -7,6 +7,7 @@ clocks repeats is the earlier of the two; one that it leaves out is none.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pyarrow as pa
@@ -57,13 +58,15 @@ def _in_zone(local: pa.Array, zone: str) -> pa.Array:
     return where_possible(lambda v: pc.assume_timezone(v, zone, ambiguous="earliest", nonexistent="raise").cast(UTC), local)
 
 
+def names_zone(text: pa.Array) -> bool:
+    """Whether the first time there is says its zone. Worth a look: where Arrow cannot cast, it words an error for each value."""
+    first = text.drop_null()[:1].to_pylist()
+    return bool(first) and re.search(_ISO_WITH_ZONE, first[0]) is not None
+
+
 def _iso(text: pa.Array, zone: str) -> pa.Array:
     try:
-        return text.cast(UTC)
-    except pa.ArrowInvalid:
-        pass
-    try:
-        return _in_zone(text.cast(pa.timestamp("us")), zone)
+        return text.cast(UTC) if names_zone(text) else _in_zone(text.cast(pa.timestamp("us")), zone)
     except pa.ArrowInvalid:
         pass
     text = pc.replace_substring_regex(text, r"(\.\d{6})\d+", r"\1")

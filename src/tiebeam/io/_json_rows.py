@@ -128,6 +128,11 @@ class JsonRows:
             yield frame.select(list(self.types)) if self.types else frame, lines, ()
             return
         extra = sorted(name for name in frame.columns if name not in self.types)
+        nulls = frame.select(extra).null_count().row(0)
+        if all(count in (0, frame.height) for count in nulls):
+            names = tuple(name for name, count in zip(extra, nulls, strict=True) if not count)
+            yield frame.select([*self.types, *names]), lines, names
+            return
         present = np.stack([frame[name].is_not_null().to_numpy() for name in extra])
         sets, member = np.unique(present, axis=1, return_inverse=True)
         for number in range(sets.shape[1]):

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tiebeam.errors import ConfigError, Problem
-from tiebeam.io._event_time import where_possible
+from tiebeam.io._event_time import names_zone, where_possible
 
 _NAMES: dict[str, pa.DataType] = {
     **dict.fromkeys(("bigint", "int64", "long"), pa.int64()),
@@ -110,8 +110,8 @@ def _where(values: pa.Array, mask: pa.Array) -> pa.Array:
 def _instants(text: pa.Array, kind: pa.TimestampType) -> pa.Array:
     """Text with an offset is an instant, text without is one in UTC; a type without a zone then holds the UTC time."""
     try:
-        naive = text.cast(pa.timestamp(kind.unit))
-        return naive.cast(pa.timestamp(kind.unit, "UTC")).cast(kind) if kind.tz else naive
+        found = text.cast(pa.timestamp(kind.unit, "UTC" if names_zone(text) else None)).cast(pa.timestamp(kind.unit, "UTC"))
+        return found if kind.tz else found.cast(pa.timestamp(kind.unit))
     except pa.ArrowInvalid:
         pass
     zoned = pc.match_substring_regex(text, r"[ T].*(Z|[+-]\d\d(:?\d\d)?)$")
