@@ -306,6 +306,17 @@ def test_a_run_of_one_name_fills_each_partition_once(mode, client, dataset):
     assert all(target.is_published("r1") for target in sinks)
 
 
+def test_a_transaction_that_was_aborted_for_anothers_sake_is_tried_again(client):
+    aborted = "SELECT ERROR('Transaction is aborted due to concurrent update against table lab.d.sales')"
+    scripts = iter([aborted, aborted, "SELECT 1"])
+
+    def begun(job_id):
+        return client.query(next(scripts), job_id=job_id, retry=None, job_retry=None)
+
+    assert jobs.once(Connection(patience_secs=20).open(), uuid.uuid4().hex, begun, "publishing")
+    assert next(scripts, None) is None
+
+
 def test_a_partition_that_a_table_does_not_have_is_refused_before_the_run(client, dataset):
     put(sink(dataset, "monthly", partition_by="day", partition_unit="month"), "r1", numbered(1, day=pa.array([date(2026, 11, 27)])))
     put(sink(dataset, "whole"), "r1", numbered(1))
