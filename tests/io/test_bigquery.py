@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import uuid
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 
 import apache_beam as beam
@@ -257,6 +257,83 @@ def test_replacing_is_one_step_and_leaves_no_staging_table(client, dataset):
     assert {t.table_id for t in client.list_tables(dataset)} == {"sales", jobs.LEDGER}
 
 
+# ---- partitions
+
+MICRO = timedelta(microseconds=1)
+SPANS = {
+    "hour": ("2026112723", datetime(2026, 11, 27, 23, tzinfo=UTC), datetime(2026, 11, 28, tzinfo=UTC)),
+    "day": ("20240229", datetime(2024, 2, 29, tzinfo=UTC), datetime(2024, 3, 1, tzinfo=UTC)),
+    "month": ("202402", datetime(2024, 2, 1, tzinfo=UTC), datetime(2024, 3, 1, tzinfo=UTC)),
+    "year": ("2026", datetime(2026, 1, 1, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC)),
+}
+
+
+KINDS = (pa.timestamp("us", tz="UTC"), pa.timestamp("us"), pa.date32())
+
+
+@pytest.mark.parametrize(("unit", "kind"), [(unit, kind) for unit in SPANS for kind in KINDS if (unit, kind) != ("hour", pa.date32())])
+def test_a_partition_is_replaced_and_its_neighbours_are_not(unit, kind, client, dataset):
+    decorator, begin, end = SPANS[unit]
+    ends = pa.array([begin - MICRO, begin, end - MICRO, end], pa.timestamp("us", tz="UTC")).cast(kind, safe=False)
+    layout = dict(partition_by="at", partition_unit=unit)
+    put(sink(dataset, **layout), "r1", numbered(1, 2, 3, 4, 5, at=pa.concat_arrays([ends, pa.nulls(1, kind)])))
+    partition = sink(dataset, f"sales${decorator}", mode="replace")
+    partition.ping()
+    pieces, told = stage(partition, "r2", numbered(11, 12, 13, 14, 15, at=pa.concat_arrays([ends, pa.nulls(1, kind)])), numbered(16))
+    assert [partition.publish("r2", pieces) for _ in range(2)] == [True, False]
+    assert ns(client, dataset) == [1, 4, 5, 12, 13]
+    assert told == [("wrong_partition", f"at does not lie in the partition that is written, {dataset}.sales${decorator}")] * 4
+
+
+def test_a_partition_is_emptied_by_a_run_without_rows(client, dataset):
+    put(sink(dataset, partition_by="day"), "r1", numbered(1, 2, day=pa.array([date(2026, 11, 27), date(2026, 11, 28)])))
+    assert sink(dataset, "sales$20261127", mode="replace").publish("r2", [])
+    assert ns(client, dataset) == [2]
+
+
+@pytest.mark.parametrize("mode", ["append", "replace"])
+def test_a_run_of_one_name_fills_each_partition_once(mode, client, dataset):
+    days = pa.array([date(2026, 11, 27), date(2026, 11, 28)])
+    sinks = [sink(dataset, f"sales$2026112{n}", mode=mode, partition_by="day") for n in (7, 8)]
+    for target in sinks:
+        target.ping()
+    staged = [stage(target, "r1", numbered(1, 2, day=days)) for target in sinks]  # both under way at once
+    for _ in range(2):
+        for target, (pieces, _) in zip(sinks, staged, strict=True):
+            target.publish("r1", pieces)
+    assert ns(client, dataset) == [1, 2]
+    assert [[reason for reason, _ in told] for _, told in staged] == [["wrong_partition"]] * 2
+    assert all(target.is_published("r1") for target in sinks)
+
+
+def test_a_transaction_that_was_aborted_for_anothers_sake_is_tried_again(client):
+    aborted = "SELECT ERROR('Transaction is aborted due to concurrent update against table lab.d.sales')"
+    scripts = iter([aborted, aborted, "SELECT 1"])
+
+    def begun(job_id):
+        return client.query(next(scripts), job_id=job_id, retry=None, job_retry=None)
+
+    assert jobs.once(Connection(patience_secs=20).open(), uuid.uuid4().hex, begun, "publishing")
+    assert next(scripts, None) is None
+
+
+def test_a_partition_that_a_table_does_not_have_is_refused_before_the_run(client, dataset):
+    put(sink(dataset, "monthly", partition_by="day", partition_unit="month"), "r1", numbered(1, day=pa.array([date(2026, 11, 27)])))
+    put(sink(dataset, "whole"), "r1", numbered(1))
+    arrivals = google.Table(f"lab.{dataset}.arrivals", schema=[google.SchemaField("n", "INTEGER")])
+    arrivals.time_partitioning = google.TimePartitioning("DAY")
+    client.create_table(arrivals)
+    for table, more, said in (
+        ("monthly$20261127", {}, "the table has partitions by month, and .20261127 is one by day"),
+        ("arrivals$20261127", {}, "the table has no partitions by a column of time"),
+        ("whole$20261127", {}, "the table has no partitions by a column of time"),
+        ("new$20261127", {}, "would be made without partitions by day"),
+        ("new$2026112700", {"partition_by": "day"}, "would be made without partitions by hour"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            sink(dataset, table, **more).ping()
+
+
 # ---- tables
 
 
@@ -465,6 +542,13 @@ def test_options_of_the_source_that_cannot_be(options, said):
         (dict(table="a.b", mode="upsert", key=("n",), method="storage_write"), "change data capture"),
         (dict(table="a.b", method="load_job", delivery="at_least_once"), "load jobs are exactly once"),
         (dict(table="a.b", labels=("Team=A",)), "is no label"),
+        (dict(table="a.b$2026112"), "'2026112' names no partition"),
+        (dict(table="a.b$20261131"), "'20261131' names no partition"),
+        (dict(table="a.b$"), "'' names no partition"),
+        (dict(table="a.b_{region}$20261127"), "one of a single table"),
+        (dict(table="a.b$20261127", mode="upsert", key=("n",)), "finds its rows by key"),
+        (dict(table="a.b$20261127", method="storage_write"), "written by a transaction"),
+        (dict(table="a.b$20261127", delivery="at_least_once"), "written by a transaction"),
         (dict(table="a.b", cluster_by=tuple("abcde")), "at most 4 columns"),
     ],
 )

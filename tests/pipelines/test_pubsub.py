@@ -1,4 +1,4 @@
-"""`ingest` from Pub/Sub on the command line: to its end, drained, and killed in the middle and run again; nothing is missing."""
+"""`ingest` from Pub/Sub on the command line: to its end, drained, killed and run again, and of rows that change; nothing is missing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from google.cloud import bigquery as google
 
 from tiebeam import cli
+from tiebeam.io import _bigquery_client
 from tiebeam.io._manifest import committed_files
 from tiebeam.io._pubsub_client import Connection
 
@@ -44,9 +47,12 @@ class Sender:
     def send(self, count: int) -> None:
         first = len(self.sent) + len(self.broken)
         values = [f'{{"id": {n}}}' if n % 50 else f'{{"id": {n}' for n in range(first, first + count)]
-        self.publisher.publish(topic=self.topic, messages=[{"data": v.encode()} for v in values], timeout=60)
+        self.publish(values)
         self.sent += [n for n in range(first, first + count) if n % 50]
         self.broken += [v.encode() for v in values if not v.endswith("}")]
+
+    def publish(self, values: list[str]) -> None:
+        self.publisher.publish(topic=self.topic, messages=[{"data": v.encode()} for v in values], timeout=60)
 
     @contextmanager
     def sending(self):
@@ -198,3 +204,104 @@ def test_a_job_that_is_killed_and_run_again_misses_nothing(sender, pubsub, prism
     letters = [json.loads(line) for file in (tmp_path / "rejected").glob("*.jsonl") for line in file.read_text().splitlines()]
     assert len({letter["row_position"] for letter in letters}) == len(sender.broken)
     assert sender.left(12) == []
+
+
+CONTRACT = """\
+apiVersion: v3.0.2
+kind: DataContract
+id: shop
+version: 1.0.0
+status: active
+customProperties: [{{property: new_columns, value: {new_columns}}}]
+schema:
+  - name: sales
+    logicalType: object
+    properties:
+      - {{name: id, logicalType: integer, required: true}}
+      - {{name: word, logicalType: string}}
+      - {{name: net, logicalType: {net}}}
+"""
+CITY = "      - {name: city, logicalType: string}\n"
+
+
+class Warehouse:
+    """A dataset with a table of sales, and the dead letters beside it."""
+
+    def __init__(self):
+        self.client = _bigquery_client.Connection(patience_secs=20).open().rest
+        self.dataset = f"d_{uuid.uuid4().hex[:12]}"
+        self.client.create_dataset(self.dataset)
+        columns = [("id", "INTEGER", "REQUIRED"), ("word", "STRING", "REQUIRED"), ("net", "FLOAT", "NULLABLE")]
+        fields = [google.SchemaField(*column) for column in columns]
+        self.client.create_table(google.Table(f"lab.{self.dataset}.sales", schema=fields))
+
+    def ask(self, sql: str) -> list[dict[str, Any]]:
+        return [dict(row) for row in self.client.query_and_wait(sql.format(f"`lab.{self.dataset}.sales`"))]
+
+    def rows(self) -> list[dict[str, Any]]:
+        return self.ask("SELECT * FROM {} ORDER BY id")
+
+    def letters(self) -> list[dict[str, Any]]:
+        """Dead letters, with the id of the row that each was."""
+        if "rejected" not in {table.table_id for table in self.client.list_tables(self.dataset)}:
+            return []
+        found = [dict(row) for row in self.client.query_and_wait(f"SELECT * FROM `lab.{self.dataset}.rejected`")]
+        return [{**letter, "id": self.row_of(letter)["id"]} for letter in found]
+
+    @staticmethod
+    def row_of(letter: dict[str, Any]) -> dict[str, Any]:
+        if letter["original_format"] == "json":
+            return json.loads(letter["original"])
+        return pa.ipc.open_stream(letter["original"]).read_all().to_pylist()[0]
+
+    def ids(self) -> list[int]:
+        return sorted(row["id"] for row in [*self.rows(), *self.letters()])
+
+    def knows_all(self, count: int) -> bool:
+        return set(self.ids()) == set(range(count))
+
+    def modes(self) -> dict[str, str]:
+        return {field.name: field.mode for field in self.client.get_table(f"{self.dataset}.sales").schema}
+
+
+@pytest.mark.parametrize("new_columns", ["evolve", "drop_row"])
+def test_rows_that_change_their_shape_in_mid_stream_are_written_or_wait_for_a_mended_contract(
+    new_columns, pubsub, bigquery, prism, tmp_path, monkeypatch, capsys
+):
+    for name, value in bigquery.environment.items():
+        monkeypatch.setenv(name, value)
+    warehouse, sender, contract = Warehouse(), Sender(pubsub), tmp_path / "c.yaml"
+    store = f"--dead_letters=bigquery:{warehouse.dataset}.rejected"
+    contract.write_text(CONTRACT.format(new_columns=new_columns, net="number"))
+    writing = ["--sink=bigquery", f"--sink_table={warehouse.dataset}.sales", "--sink_commit_secs=1", store]
+    process = start(flags(sender, pubsub, f"--contract={contract}", *writing), tmp_path)
+    sent: list[str] = []
+    try:
+        for change in ({}, {"city": "Oslo"}, {"word": None}, {"net": "dear"}):
+            told = [{"id": n, "word": "a", "net": n / 4} | (change if n % 2 else {}) for n in range(len(sent), len(sent) + 20)]
+            sender.publish([json.dumps(row) for row in told])
+            sent += [json.dumps(row) for row in told]
+            await_(partial(warehouse.knows_all, len(sent)), process)
+        account = drained(process)
+    finally:
+        process.kill()
+    gained, emptied, changed = set(range(21, 40, 2)), set(range(41, 60, 2)), set(range(61, 80, 2))
+    rows, letters = {row["id"]: row for row in warehouse.rows()}, warehouse.letters()
+    assert warehouse.ids() == list(range(80)), "each is a row or a dead letter"
+    assert (account["read"], account["accepted"], account["rejected"]) == (80, len(rows), len(letters))
+    assert {letter["id"] for letter in letters if letter["reason"] == "wrong_type"} == changed
+    assert all(letter["original"].decode() == sent[letter["id"]] for letter in letters if letter["reason"] == "wrong_type")
+    assert {letter["id"] for letter in letters if letter["reason"] == "new_column"} == (gained if new_columns == "drop_row" else set())
+    assert {n for n, row in rows.items() if row["word"] is None} == emptied
+    assert {n for n, row in rows.items() if row.get("city") == "Oslo"} == (gained if new_columns == "evolve" else set())
+    assert (warehouse.modes()["id"], warehouse.modes()["word"]) == ("REQUIRED", "NULLABLE")
+    assert warehouse.modes().get("city") == ("NULLABLE" if new_columns == "evolve" else None)
+
+    warehouse.ask("CREATE OR REPLACE TABLE {0} AS SELECT * REPLACE (CAST(net AS STRING) AS net) FROM {0}")
+    contract.write_text(CONTRACT.format(new_columns=new_columns, net="string") + CITY)
+    assert cli.main(["replay", store]) == 0, capsys.readouterr()
+    assert warehouse.letters() == []
+    rows = warehouse.rows()
+    assert [row["id"] for row in rows] == list(range(80)), "each once"
+    assert {row["id"] for row in rows if row["net"] == "dear"} == changed
+    assert {row["id"] for row in rows if row["city"] == "Oslo"} == gained

@@ -42,6 +42,7 @@ _COLUMNS: list[Column] = [
 _made: set[TableName] = set()
 _NAMES = ", ".join(c["name"] for c in _COLUMNS)
 _BRIEF = {"jobRateLimitExceeded", "rateLimitExceeded", "backendError", "internalError", "jobBackendError", "jobInternalError", "stopped"}
+_CONTENDED = "concurrent update"  # a transaction is aborted when another changes the same table
 
 
 def once(clients: Clients, base: str, start: Callable[[str], Any], what: str) -> bool:
@@ -50,13 +51,16 @@ def once(clients: Clients, base: str, start: Callable[[str], Any], what: str) ->
     One that has failed stays failed, so the next attempt has an id of its own. Raises TransientError and ConfigError.
     """
     error: dict[str, Any] | None = {}
+    pauses = Pauses(JOB_SECS)
     for attempt in range(ATTEMPTS):
         job, ours = _started(clients, f"tiebeam_{base}_{attempt}", start, what)
         error = _outcome(clients, job, what)
         if error is None:
             return ours
-        if ours and error.get("reason") not in _BRIEF:
+        if ours and error.get("reason") not in _BRIEF and _CONTENDED not in str(error.get("message")):
             raise ConfigError(Problem(f"BigQuery refuses: {message_of(error.get('message', error))}", what, "see the reason"))
+        if ours:
+            pauses.wait(what, error.get("message"))
     raise TransientError(f"{what}: failed {ATTEMPTS} times, last: {(error or {}).get('message')}")
 
 

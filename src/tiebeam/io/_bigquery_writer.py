@@ -25,8 +25,9 @@ from tiebeam.dead_letters import Letters, letters_of_rows
 from tiebeam.errors import ConfigError, Problem
 from tiebeam.io import _bigquery_changes as changes
 from tiebeam.io import _bigquery_jobs as jobs
+from tiebeam.io import _bigquery_partitions as partitions
 from tiebeam.io import _bigquery_streams as streams
-from tiebeam.io._bigquery_client import ANSWER_SECS, Clients, Connection, TableName, digest, is_
+from tiebeam.io._bigquery_client import ANSWER_SECS, Clients, Connection, TableName, digest
 from tiebeam.io._bigquery_tables import Layout, Tables
 from tiebeam.io._bigquery_types import Column, arrow_type, where_fitted
 from tiebeam.rows import ROW_CHANGE, RowBatch
@@ -57,7 +58,7 @@ class Target:
 
     def by_streams(self, run_id: str) -> bool:
         """Whether a commit goes by streams: those of an input without end do, unless told otherwise; whole runs are loaded."""
-        if self.mode != "append":
+        if self.mode != "append" or self.partition:
             return False
         return (self.method or ("storage_write" if writer_of(run_id) else "load_job")) == "storage_write"
 
@@ -68,14 +69,25 @@ class Target:
     @property
     def home(self) -> TableName:
         """The table, or one that stands for all tables of its pattern."""
-        return TableName.of(self.table, self.clients.project)
+        return TableName.of(partitions.split(self.table)[0], self.clients.project)
+
+    @property
+    def destination(self) -> str:
+        """The table with its partition, as commits are named by: two partitions have each their own."""
+        return str(TableName.of(self.table, self.clients.project))
+
+    @functools.cached_property
+    def partition(self) -> partitions.Partition | None:
+        """The only partition that is written, if one is named."""
+        decorator = partitions.split(self.table)[1]
+        return partitions.Partition.of(decorator) if decorator is not None else None
 
     @property
     def ledger(self) -> jobs.Ledger:
         return jobs.Ledger(self.clients, self.home)
 
     def name_of(self, run_id: str) -> str:
-        return digest(run_id, str(self.home))
+        return digest(run_id, self.destination)
 
     @functools.cached_property
     def columns_in_name(self) -> tuple[str, ...]:
@@ -90,6 +102,7 @@ class _Writer:
         self.clients = target.clients
         self.tables = Tables(target.clients, target.layout)
         self.places: dict[TableName, Any] = {}
+        self.partitioned_by: str | None = None
 
     def write(self, batch: RowBatch) -> Iterator[Letters]:
         for name, rows in self._dealt(batch):
@@ -114,10 +127,23 @@ class _Writer:
             yield letters_of_rows(self.target.step, rows.filter(bad), "unfit", [reasons[i] for i in sorted(reasons)])
             good = pc.invert(bad)
             rows, stored = rows.filter(good), stored.filter(good)
+        if self.target.partition and stored.num_rows:
+            inside = self._inside(self.target.partition, name, stored)
+            if not pc.all(inside).as_py():
+                bad_rows = rows.filter(pc.invert(inside))
+                yield letters_of_rows(self.target.step, bad_rows, "wrong_partition", [self._reason("wrong_partition")] * bad_rows.num_rows)
+                rows, stored = rows.filter(inside), stored.filter(inside)
         if stored.num_rows:
             for refused in self.put(name, rows, stored, columns):
                 bad_rows = rows.take(pa.array(refused.rows, pa.int64()))
                 yield letters_of_rows(self.target.step, bad_rows, "refused", refused.reasons)
+
+    def _inside(self, partition: partitions.Partition, name: TableName, stored: RowBatch) -> pa.Array:
+        """Which rows lie in the partition that is written."""
+        if self.partitioned_by is None:
+            self.partitioned_by = partition.column_of(self.tables.found(name))
+        held = self.partitioned_by in stored.schema.names
+        return partition.holds(stored.column(self.partitioned_by)) if held else pa.repeat(False, stored.num_rows)
 
     def put(self, name: TableName, rows: RowBatch, stored: RowBatch, columns: list[Column]) -> Iterable[streams.Refused]:
         """Stages rows of one table, which has these columns now; which rows the service refuses."""
@@ -155,6 +181,7 @@ class _Writer:
         return {
             "no_key": f"the key ({', '.join(self.target.key)}) is null or absent",
             "no_table": f"{self.target.table} needs values of letters, digits, _ and - in {', '.join(self.target.columns_in_name)}",
+            "wrong_partition": f"{self.partitioned_by} does not lie in the partition that is written, {self.target.table}",
             "too_many_tables": f"the rows of a bundle name more than {self.target.max_tables} tables (max_tables)",
         }[word]
 
@@ -340,7 +367,7 @@ def publish(target: Target, run_id: str, staged: list[Staged]) -> bool:
     ledger.make()
     first, rows = False, sum(s.rows for s in staged)
     if not ((noted := ledger.note(name)) and noted.done):
-        ledger.tell(name, "begun", run_id, str(target.home), rows)
+        ledger.tell(name, "begun", run_id, target.destination, rows)
         first = ledger.in_transaction(name, _statements(target, by_table), rows, f"publishing in {target.home}")
     for piece in by_table:
         _drop(target.clients, TableName.of(piece.handle, target.clients.project))
@@ -354,7 +381,7 @@ def _publish_streams(target: Target, run_id: str, name: str, staged: list[Staged
         noted = ledger.note(name)
         if noted and noted.done:
             return False
-        handles = ledger.begin(name, run_id, str(target.home), handles, rows).pieces
+        handles = ledger.begin(name, run_id, target.destination, handles, rows).pieces
     try:
         first = streams.commit(target.clients, handles)
     except streams.GoneError as e:
@@ -364,7 +391,7 @@ def _publish_streams(target: Target, run_id: str, name: str, staged: list[Staged
         fix = f"look whether its {rows:,} rows are there; if not, delete its line in {ledger.table} and run again"
         raise ConfigError(Problem(what, str(target.home), fix)) from None
     ledger.make()
-    ledger.tell(name, "done", run_id, str(target.home), rows)
+    ledger.tell(name, "done", run_id, target.destination, rows)
     return first
 
 
@@ -379,7 +406,7 @@ def is_published(target: Target, run_id: str) -> bool:
 def runs(target: Target, prefix: str) -> list[str]:
     """The runs whose names begin so that are visible, after waiting for those that are being published by a job of the service."""
     out = []
-    for run_id, done in target.ledger.runs(prefix, str(target.home)).items():
+    for run_id, done in target.ledger.runs(prefix, target.destination).items():
         if not done:
             jobs.settle(target.clients, f"commit_{target.name_of(run_id)}", f"publishing in {target.home}")
         if done or is_published(target, run_id):
@@ -412,12 +439,13 @@ def _statements(target: Target, pieces: list[Staged]) -> list[str]:
     by_table: dict[str, list[tuple[str, list[str]]]] = {}
     for piece in pieces:
         by_table.setdefault(piece.facts["table"], []).append((piece.handle, piece.facts["columns"]))
-    if target.mode == "replace" and not target.columns_in_name and _exists(target.clients, target.home):
+    home = Tables(target.clients, target.layout).found(target.home) if target.mode == "replace" and not target.columns_in_name else None
+    if home is not None:
         by_table.setdefault(str(target.home), [])
     out = []
     for table, staged in sorted(by_table.items()):
         if target.mode == "replace":
-            out.append(f"DELETE FROM `{table}` WHERE TRUE")
+            out.append(f"DELETE FROM `{table}` WHERE {target.partition.where(home) if target.partition else 'TRUE'}")
         columns = list(dict.fromkeys(c for _, held in staged for c in held))
         if not columns:
             continue
@@ -427,16 +455,6 @@ def _statements(target: Target, pieces: list[Staged]) -> list[str]:
         else:
             out.append(f"INSERT INTO `{table}` ({_listed(columns)}) {union}")
     return out
-
-
-def _exists(clients: Clients, table: TableName) -> bool:
-    try:
-        clients.rest.get_table(str(table), retry=None, timeout=ANSWER_SECS)
-    except Exception as e:
-        if is_(e, 404):
-            return False
-        raise
-    return True
 
 
 def _listed(columns: list[str]) -> str:

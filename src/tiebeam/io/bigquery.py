@@ -19,6 +19,7 @@ from apache_beam.transforms.window import TimestampedValue
 from tiebeam.connectors import Sink, Source
 from tiebeam.dead_letters import Letters, letters_of_rows
 from tiebeam.errors import ConfigError, Problem, TransientError
+from tiebeam.io import _bigquery_partitions as partitions
 from tiebeam.io import _bigquery_reader as reader
 from tiebeam.io import _bigquery_writer as writer
 from tiebeam.io._bigquery_client import ANSWER_SECS, Clients, Connection, TableName
@@ -217,8 +218,8 @@ class WriteToBigQuery(Sink):
 
     In: any schema that BigQuery has types for (docs/bigquery.md). Columns are matched by name; missing ones are added, and REQUIRED ones
         that rows leave empty become NULLABLE, before the rows are written.
-    Errors: rows are refused as `unfit` (a value that its column cannot hold), `no_key`, `no_table`, `too_many_tables`, and `refused` with
-        the reason of the service; the other rows of the batch go on.
+    Errors: rows are refused as `unfit` (a value that its column cannot hold), `no_key`, `no_table`, `too_many_tables`, `wrong_partition`,
+        and `refused` with the reason of the service; the other rows of the batch go on.
     Delivery: exactly once. `method=storage_write`, the way of inputs without end, appends to PENDING streams and commits them;
         `load_job`, the way of whole runs, loads Parquet into tables beside, and one transaction moves all rows. `delivery=at_least_once`
         sends to the default stream: rows are visible at once, and may be there twice after a crash.
@@ -236,9 +237,11 @@ class WriteToBigQuery(Sink):
     tells_runs: ClassVar[bool] = True
 
     table: str = option(
-        help="Table, `dataset.table`; {column} in its name is the row's value", example="shop.sales_{region}", place="bigquery_table"
+        help="Table, `dataset.table`; {column} in its name is the row's value, and $20261127 behind it names a partition",
+        example="shop.sales_{region}",
+        place="bigquery_table",
     )
-    mode: str = option("append", help="Add rows, update them by key, or replace all rows of the table", choices=modes)
+    mode: str = option("append", help="Add rows, update them by key, or replace all rows of the table or of its partition", choices=modes)
     key: tuple[str, ...] = option((), help="Columns that name a row, for upsert; the primary key of a table made here", example="shop,day")
     method: str | None = option(
         None, help="How rows get there; default: storage_write for inputs without end, else load_job", choices=("storage_write", "load_job")
@@ -266,7 +269,7 @@ class WriteToBigQuery(Sink):
 
     def check(self) -> Iterable[Problem]:
         yield from _connection(self).problems()
-        if not _TABLE.fullmatch(self.table):
+        if not _TABLE.fullmatch(partitions.split(self.table)[0]):
             yield Problem(f"{self.table!r} is no name of a table", "table", "dataset.table, or project.dataset.table")
         if (self.mode == "upsert") != bool(self.key):
             yield Problem("upsert needs a key, and other modes take none", "key", "name the columns that tell rows apart, with mode=upsert")
@@ -277,6 +280,7 @@ class WriteToBigQuery(Sink):
             if not _LABEL.fullmatch(label):
                 yield Problem(f"{label!r} is no label", "labels", "name=value, of small letters, digits, _ and -")
         yield from self._troubles_of_delivery()
+        yield from partitions.problems(self.table, self.mode, by_streams=self.method == "storage_write" or self.delivery != "exactly_once")
 
     def _troubles_of_delivery(self) -> Iterator[Problem]:
         once = self.delivery == "exactly_once"
@@ -318,18 +322,29 @@ class WriteToBigQuery(Sink):
 
     def ping(self) -> None:
         clients = _ready(_connection(self))
-        home = TableName.of(self.table, clients.project)
+        home = self.target.home
         clients.again(
             f"dataset {home.dataset}",
             lambda: clients.rest.get_dataset(f"{home.project}.{home.dataset}", retry=None, timeout=ANSWER_SECS),
             PING_SECS,
         )
         columns = Tables(clients, Layout()).known(home) if "{" not in self.table else None
+        self._check_partition(clients)
         if columns is None:
             return
         known = {c["name"].lower() for c in columns}
         if missing := [k for k in self.key if k.lower() not in known]:
             raise ConfigError(Problem(f"the table {home} has no column {', '.join(missing)}", "key", f"it has: {', '.join(sorted(known))}"))
+
+    def _check_partition(self, clients: Clients) -> None:
+        """Raises ConfigError unless the table has partitions like the one named, or will be made so."""
+        if (partition := self.target.partition) is None:
+            return
+        if (table := Tables(clients, Layout()).found(self.target.home)) is not None:
+            partition.column_of(table)
+        elif self.partition_by is None or self.partition_unit.upper() != partition.unit:
+            what = f"there is no table {self.target.home}, and it would be made without partitions by {partition.unit.lower()}"
+            raise ConfigError(Problem(what, "partition_by", f"name its column, with partition_unit={partition.unit.lower()}"))
 
     def writer(self, run_id: str) -> Writer:
         target = self.target
