@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import apache_beam as beam
@@ -12,7 +12,7 @@ import pyarrow as pa
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from support.shelf import WriteToShelf
-from support.streams import Pace, dealt
+from support.streams import CODER, Part, Scripted
 from tiebeam.delivery import Delivery
 from tiebeam.io._endless import ReadEndless
 from tiebeam.io.csv import ReadFromCsv
@@ -66,14 +66,17 @@ def a_batch_job(folder: Path) -> beam.runners.runner.PipelineResult:
 
 
 def a_stream(folder: Path, flags: list[str]) -> beam.runners.runner.PipelineResult:
-    """Rows come later than was declared."""
-    times = [datetime(2026, 1, 1, 0, n // 60, n % 60, tzinfo=UTC) for n in range(600)]
+    """Each second a row comes, every other one far too late, and each by itself: many bundles, between which windows end."""
     schema = pa.schema([("n", pa.int64()), (ROW_TIME, pa.timestamp("us", tz="UTC"))])
-    rows = RowBatch.from_pydict({"n": range(600), ROW_TIME: times}, schema)
-    source = dealt([rows], [Pace()], disorder=300_000_000, seed=1)
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    pieces = []
+    for n in range(320):
+        row = RowBatch.from_pydict({"n": [n], ROW_TIME: [start + timedelta(seconds=n - 150 * (n % 2))]}, schema)
+        pieces.append((int((start + timedelta(seconds=n)).timestamp()) * 1_000_000, CODER.encode(row)))
+    source = Scripted((Part(tuple(pieces)),))
     p = beam.Pipeline(options=PipelineOptions(flags))
     with Delivery(p, WriteToShelf(str(folder / "late"), commit_secs=1), run_id="stream"):
-        rows = p | ReadEndless(replace(source, disorder=0, lag=0), poll_secs=0.01)
+        rows = p | ReadEndless(source, poll_secs=0.01)
         _ = rows | Aggregate(window="10s", n=Count()) | WriteToShelf(str(folder / "stream"), commit_secs=1)
     result = p.run()
     result.wait_until_finish()
