@@ -17,7 +17,7 @@ UTC = pa.timestamp("us", tz="UTC")
 UNIX = {"unix_secs": 1_000_000, "unix_millis": 1_000, "unix_micros": 1}
 
 _ISO = r"^\d{4}-\d\d-\d\d([ T]\d\d.*)?$"
-_ISO_WITH_ZONE = r"[ T].*(Z|[+-]\d\d(:?\d\d)?)$"
+ISO_WITH_ZONE = r"[ T].*(Z|[+-]\d\d(:?\d\d)?)$"
 
 
 def event_times(values: pa.Array, form: str, zone: str) -> pa.Array:
@@ -61,7 +61,7 @@ def _in_zone(local: pa.Array, zone: str) -> pa.Array:
 def names_zone(text: pa.Array) -> bool:
     """Whether the first time there is says its zone. Worth a look: where Arrow cannot cast, it words an error for each value."""
     first = text.drop_null()[:1].to_pylist()
-    return bool(first) and re.search(_ISO_WITH_ZONE, first[0]) is not None
+    return bool(first) and re.search(ISO_WITH_ZONE, first[0]) is not None
 
 
 def _iso(text: pa.Array, zone: str) -> pa.Array:
@@ -70,7 +70,7 @@ def _iso(text: pa.Array, zone: str) -> pa.Array:
     except pa.ArrowInvalid:
         pass
     text = pc.replace_substring_regex(text, r"(\.\d{6})\d+", r"\1")
-    zoned = pc.match_substring_regex(text, _ISO_WITH_ZONE)
+    zoned = pc.match_substring_regex(text, ISO_WITH_ZONE)
     looks = pc.match_substring_regex(text, _ISO)
     none = pa.scalar(None, pa.string())
     instants = where_possible(lambda v: v.cast(UTC), pc.if_else(pc.and_(looks, zoned), text, none))

@@ -128,16 +128,12 @@ class JsonRows:
             yield frame.select(list(self.types)) if self.types else frame, lines, ()
             return
         extra = sorted(name for name in frame.columns if name not in self.types)
-        nulls = frame.select(extra).null_count().row(0)
-        if all(count in (0, frame.height) for count in nulls):
-            names = tuple(name for name, count in zip(extra, nulls, strict=True) if not count)
-            yield frame.select([*self.types, *names]), lines, names
-            return
-        present = np.stack([frame[name].is_not_null().to_numpy() for name in extra])
-        sets, member = np.unique(present, axis=1, return_inverse=True)
-        for number in range(sets.shape[1]):
-            names = tuple(name for name, there in zip(extra, sets[:, number], strict=True) if there)
-            rows = member.reshape(-1) == number
+        sets = np.zeros(frame.height, np.uint64)  # a bit for each, of which there are at most _MOST_LEARNT
+        for name in extra:
+            sets = sets << np.uint64(1) | frame[name].is_not_null().to_numpy().astype(np.uint64)
+        for member in np.unique(sets):
+            names = tuple(name for name, bit in zip(extra, f"{member:0{len(extra)}b}", strict=True) if bit == "1")
+            rows = sets == member
             yield frame.filter(pl.Series(rows)).select([*self.types, *names]), lines[rows], names
 
     # ---- step 4

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tiebeam.errors import ConfigError, Problem
-from tiebeam.io._event_time import names_zone, where_possible
+from tiebeam.io._event_time import ISO_WITH_ZONE, names_zone, where_possible
 
 _NAMES: dict[str, pa.DataType] = {
     **dict.fromkeys(("bigint", "int64", "long"), pa.int64()),
@@ -114,7 +114,7 @@ def _instants(text: pa.Array, kind: pa.TimestampType) -> pa.Array:
         return found if kind.tz else found.cast(pa.timestamp(kind.unit))
     except pa.ArrowInvalid:
         pass
-    zoned = pc.match_substring_regex(text, r"[ T].*(Z|[+-]\d\d(:?\d\d)?)$")
+    zoned = pc.match_substring_regex(text, ISO_WITH_ZONE)
     instants = where_possible(lambda v: v.cast(pa.timestamp(kind.unit, "UTC")), _where(text, zoned))
     local = where_possible(lambda v: v.cast(pa.timestamp(kind.unit)), _where(text, pc.invert(zoned)))
     both = pc.coalesce(instants, local.cast(pa.timestamp(kind.unit, "UTC")))
