@@ -315,8 +315,9 @@ class Trial:
         return f"stopped with a savepoint, resumed with parallelism {self.parallelism}"
 
     def kill_behind_a_publication(self) -> str:
-        """All TaskManagers, in the moment in which rows become visible."""
-        before, until = self.published(), time.monotonic() + 60
+        """All TaskManagers, in the moment in which rows become visible, of which some were staged while the checkpoint was not yet complete."""
+        with self.slow_checkpoint():
+            before, until = self.published(), time.monotonic() + 60
         while self.published() == before and time.monotonic() < until:
             time.sleep(0.002)
         time.sleep(self.chance.uniform(0, 0.3))  # one publication is rarely alone
@@ -328,6 +329,32 @@ class Trial:
         for server in self.flink.taskmanagers:
             self.flink.restart(server)
         return "all TaskManagers killed right behind a publication"
+
+    @contextmanager
+    def slow_checkpoint(self) -> Iterator[None]:
+        """Stops the JobManager for 1.5 s between the beginning of a checkpoint and its completion: all tasks go on meanwhile."""
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            last = max(self._checkpoints(), default=0)
+            while (begun := max(self._checkpoints(), default=0)) == last and time.monotonic() < until:
+                time.sleep(0.002)
+            time.sleep(0.02)  # by now the tasks know of it
+            self.flink.jobmanager.freeze()
+            try:
+                if not (self._folder_of(begun) / "_metadata").exists():
+                    time.sleep(1.5)
+                    yield
+                    return
+            finally:
+                self.flink.jobmanager.thaw()
+        raise TimeoutError("no checkpoint was caught before it was complete")
+
+    def _folder_of(self, checkpoint: int) -> Path:
+        return self.flink.folder / "checkpoints" / self.job / f"chk-{checkpoint}"
+
+    def _checkpoints(self) -> list[int]:
+        """Those begun, as far as they are kept: Flink makes their folders first."""
+        return [int(path.name.removeprefix("chk-")) for path in self._folder_of(0).parent.glob("chk-*")]
 
 
 FAULTS = (
