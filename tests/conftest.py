@@ -45,16 +45,22 @@ def kafka():
 
 
 @pytest.fixture(scope="session")
-def gcs_server(tmp_path_factory):
+def google(tmp_path_factory):
+    """A folder in which services of Google's find each other's data."""
+    return tmp_path_factory.mktemp("google")
+
+
+@pytest.fixture(scope="session")
+def gcs_server(google):
     """A Cloud Storage, for the whole session."""
-    with services.obtain("gcs").server(tmp_path_factory.mktemp("gcs")) as server:
+    with services.obtain("gcs").cluster(google / "gcs") as server:
         yield server
 
 
 @pytest.fixture
 def gcs(gcs_server, monkeypatch):
     """Cloud Storage for one test, which has it to itself: `gcs.bucket(name)` makes a bucket, and all paths gs:// lead to it."""
-    for name, value in gcs_server.environment().items():
+    for name, value in gcs_server.environment.items():
         monkeypatch.setenv(name, value)
     forget_client()
     yield gcs_server
@@ -64,12 +70,12 @@ def gcs(gcs_server, monkeypatch):
 @pytest.fixture(scope="session")
 def pubsub(tmp_path_factory):
     """Google's Pub/Sub emulator, for the whole session."""
-    with services.obtain("pubsub").server(tmp_path_factory.mktemp("pubsub")) as server:
+    with services.obtain("pubsub").cluster(tmp_path_factory.mktemp("pubsub")) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def bigquery(tmp_path_factory):
+def bigquery(google):
     """An emulator of BigQuery, for the whole session."""
-    with services.obtain("bigquery").cluster(tmp_path_factory.mktemp("bigquery")) as emulator:
+    with services.obtain("bigquery").cluster(google / "bigquery") as emulator:
         yield emulator

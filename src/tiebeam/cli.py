@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import MISSING
@@ -31,7 +32,7 @@ tiebeam: ready-made data pipelines on Apache Beam
   tiebeam status|drain|cancel|savepoint|update JOB   a job on Flink (--flink_master=) or Dataflow (--project= --region=)
   tiebeam top [JOB]                 how a stream on Flink is doing; --flink_master=HOST:PORT, --once
   tiebeam template build PIPELINE   what a platform needs to run it; --target=dataflow|flink|spark|airflow, --output=DIR
-  tiebeam lab up|status|down        services on this machine to try things with (Kafka, BigQuery); --folder=work/lab
+  tiebeam lab up|status|down        services on this machine to try things with (kafka, bigquery, pubsub, gcs); --folder=work/lab
   tiebeam completion SHELL          completion for bash, zsh or fish
   tiebeam --version
 
@@ -245,7 +246,7 @@ def _lab(argv: list[str]) -> int:
         print(json.dumps(running, indent=2))
     elif running:
         print(table(["service", "address", "process"], [(name, told["address"], str(told["pid"])) for name, told in running.items()]))
-        print("\n".join(f"export {name}={value}" for told in running.values() for name, value in told["environment"].items()))
+        print("\n".join(f"export {name}={shlex.quote(value)}" for told in running.values() for name, value in told["environment"].items()))
     else:
         print("nothing is running")
     return 0

@@ -1,4 +1,4 @@
-"""`tiebeam lab`: a broker that stays between commands, keeps its data, and leaves nothing running."""
+"""`tiebeam lab`: services that stay between commands and leave nothing running; a broker keeps its data."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import time
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from support import services
 from tiebeam import cli
-from tiebeam.lab import bigquery as lab_bigquery
 from tiebeam.lab import kafka as lab_kafka
 from tiebeam.lab._machine import answers
 
@@ -47,18 +47,27 @@ def found(servers: str, topic: str) -> bool:
     return True
 
 
-def test_bigquery_is_there_where_the_lab_says(tmp_path, capsys, bigquery, monkeypatch):
-    monkeypatch.delenv(lab_bigquery.ENV, raising=False)
+@pytest.mark.parametrize(
+    ("service", "names"),
+    [
+        ("bigquery", ["BIGQUERY_EMULATOR_HOST", "BIGQUERY_STORAGE_EMULATOR_HOST"]),
+        ("pubsub", ["PUBSUB_EMULATOR_HOST"]),
+        ("gcs", ["STORAGE_EMULATOR_HOST"]),
+    ],
+)
+def test_an_emulator_is_there_where_the_lab_says(service, names, tmp_path, capsys, monkeypatch):
+    services.obtain(service)
+    for name in ("BIGQUERY_EMULATOR_HOST", "PUBSUB", "GCS"):
+        monkeypatch.delenv(name, raising=False)
     folder = f"--folder={tmp_path}"
     try:
-        shown = told(capsys, "up", "bigquery", folder)
+        shown = told(capsys, "up", service, folder)
         found = dict(line.removeprefix("export ").split("=", 1) for line in shown.splitlines() if line.startswith("export "))
-        rest, storage = found[lab_bigquery.ENV], found[lab_bigquery.STORAGE_ENV]
-        assert answers(rest.removeprefix("http://"))
-        assert answers(storage)
+        addresses = [found[name].removeprefix("http://") for name in names]
+        assert all(map(answers, addresses))
     finally:
         told(capsys, "down", folder)
-    assert not answers(storage)
+    assert not any(map(answers, addresses))
 
 
 @pytest.mark.parametrize("argv", [[], ["start"], ["up", "zookeeper"], ["down", "kafka"]])

@@ -1,11 +1,17 @@
 """The README's library example runs as it stands, and its commands exist."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import duckdb
+import pytest
 
+from support import services
 from tiebeam import cli
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -32,6 +38,25 @@ def test_library_example(tmp_path, monkeypatch):
     assert all(abs(float(f[2]) - w[2]) < 1e-9 for f, w in zip(found, wanted, strict=True))
     kept = [json.loads(line) for file in Path("out.rejected").glob("*.jsonl") for line in file.read_text().splitlines()]
     assert [letter["reason"] for letter in kept] == ["malformed"]
+
+
+def test_from_pubsub_into_bigquery_as_it_can_be_pasted(tmp_path, monkeypatch):
+    if not shutil.which("bq"):
+        pytest.skip("bq of the Google Cloud SDK is not on this machine")
+    for service in ("pubsub", "bigquery"):
+        services.obtain(service)
+    for name in list(os.environ):
+        if "EMULATOR_HOST" in name:
+            monkeypatch.delenv(name)
+    commands = next(block for block in re.findall(r"```\n(.*?)```", README, re.S) if "bq query" in block)
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "CLOUDSDK_CONFIG": str(tmp_path / "gcloud")}
+    there = {"cwd": tmp_path, "env": env, "capture_output": True, "text": True, "timeout": 500}
+    try:
+        done = subprocess.run(["bash", "-euo", "pipefail", "-c", commands], **there)
+    finally:
+        subprocess.run(["tiebeam", "lab", "down"], **there)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"\|\s+1000 \|\s+2500.0 \|", done.stdout), done.stdout
 
 
 def test_verbs_named_in_the_readme_exist():

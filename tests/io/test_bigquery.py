@@ -10,7 +10,9 @@ from decimal import Decimal
 
 import apache_beam as beam
 import duckdb
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from google.cloud import bigquery as google
@@ -21,6 +23,7 @@ from support.streams import dealt
 from tiebeam import cli
 from tiebeam.delivery import Delivery
 from tiebeam.errors import ConfigError
+from tiebeam.gcs import below, create
 from tiebeam.io import _bigquery_jobs as jobs
 from tiebeam.io import _bigquery_streams as streams
 from tiebeam.io._bigquery_client import Connection
@@ -239,6 +242,39 @@ def test_of_many_who_publish_a_run_at_once_one_wins(method, client, dataset):
     assert len(won) == 3
     assert any(won)
     assert ns(client, dataset) == [1, 2]
+
+
+def test_large_loads_pass_through_a_bucket_and_leave_nothing_there(gcs, client, dataset):
+    bucket = gcs.bucket("passing")
+    loads = sink(dataset, staging=f"{bucket}/staging")
+    loads.ping()
+    chance = np.random.default_rng(7)
+    many, few = numbered(*range(500_000), x=chance.random(500_000), y=chance.random(500_000)), numbered(500_000, x=[0.5], y=[0.5])
+    assert put(loads, "many", many) == (True, [])
+    assert put(loads, "few", few) == (True, [])
+    found = rows(client, dataset, "SELECT COUNT(DISTINCT n) AS n, SUM(x) AS x FROM {}")[0]
+    assert (found["n"], found["x"]) == (500_001, pytest.approx(float(pc.sum(many["x"]).as_py()) + 0.5))
+    jobs_run = [job for job in client.list_jobs(all_users=True) if job.job_type == "load" and job.destination.dataset_id == dataset]
+    passed = [uri for job in jobs_run for uri in job.source_uris or () if uri.startswith(f"{bucket}/staging/")]
+    assert (len(jobs_run), len(passed)) == (2, 1), "only the large one"
+    assert not list(below(f"{bucket}/"))
+
+
+def test_what_a_crash_left_in_the_bucket_is_discarded(gcs, dataset):
+    bucket = gcs.bucket("left")
+    loads = sink(dataset, staging=f"{bucket}/staging")
+    left = f"{bucket}/staging/_tiebeam_staged_{loads.target.name_of('r1')}_0123.parquet"
+    create(left, b"half a file")
+    create(f"{bucket}/staging/others.parquet", b"")
+    loads.discard("r1")
+    assert [found.path for found in below(f"{bucket}/")] == [f"{bucket}/staging/others.parquet"]
+
+
+def test_a_bucket_that_is_not_there_is_told_before_the_run(gcs, dataset):
+    with pytest.raises(ConfigError, match="there is no bucket nowhere"):
+        sink(dataset, staging="gs://nowhere/staging").ping()
+    with pytest.raises(ConfigError, match="not on Cloud Storage"):
+        sink(dataset, staging="/tmp/staging")
 
 
 def test_streams_that_are_gone_are_told_loudly(client, dataset):

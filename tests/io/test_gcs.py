@@ -206,7 +206,7 @@ PUBLISHER = """
 
 def test_of_processes_that_publish_the_same_runs_one_does(gcs, table):
     command = [sys.executable, "-c", textwrap.dedent(PUBLISHER), table]
-    env = {**os.environ, **gcs.environment()}
+    env = {**os.environ, **gcs.environment}
     running = [subprocess.Popen([*command, str(i)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) for i in range(3)]
     for process in running:
         assert process.stdout.readline() == "ready\n"
@@ -373,7 +373,7 @@ def test_a_job_of_the_command_line_reads_and_writes_there_and_its_rejected_rows_
     files.write(f"{table}/in/a.jsonl", b'{"n": 1}\n{"n": 2}\n{broken\n')
     command = [sys.executable, "-m", "tiebeam", "run", "ingest", "--source=jsonl", f"--source_path={table}/in/*.jsonl"]
     command += ["--sink=parquet", f"--sink_path={table}/out", "--runner=FnApiRunner", "--json"]
-    env = {**os.environ, **gcs.environment()}
+    env = {**os.environ, **gcs.environment}
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout)

@@ -321,7 +321,7 @@ def test_a_service_that_is_silent_for_longer_than_the_deadline_loses_and_doubles
 
 def test_a_service_that_is_gone_is_told_in_time_and_not_waited_for_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(_pubsub_reader, "BOUNDED_PATIENCE_SECS", 2.0)
-    with services.obtain("pubsub").server(tmp_path) as own:
+    with services.obtain("pubsub").cluster(tmp_path) as own:
         if not own.process:
             pytest.skip("it is not ours to end")
         place = Place(own)

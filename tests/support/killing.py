@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,18 @@ import numpy as np
 import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 from confluent_kafka.admin import AdminClient, NewTopic
+from google.api_core.exceptions import NotFound
 
 from tiebeam import commits
 from tiebeam.delivery import Delivery
+from tiebeam.io._bigquery_client import Connection
 from tiebeam.io._folder import folder_at
 from tiebeam.io._manifest import committed_files
+from tiebeam.io.bigquery import WriteToBigQuery
 from tiebeam.io.duckdb import WriteToDuckDB
 from tiebeam.io.kafka import ReadFromKafka, WriteToKafka
 from tiebeam.io.parquet import WriteToParquet
-from tiebeam.lab import flink, kafka
+from tiebeam.lab import bigquery, flink, kafka
 from tiebeam.rows import RowBatch
 
 PARTITIONS = 4
@@ -74,8 +77,19 @@ class WhenTheBundleEndsFn(commits._PublishFn):
 # Where rows go, and how those are read that are visible there.
 
 
-def parquet(folder: Path, servers: str) -> WriteToParquet:
-    return WriteToParquet(str(folder / "parquet"), commit_secs=1)
+@contextmanager
+def of_parquet(folder: Path, servers: str) -> Iterator[WriteToParquet]:
+    yield WriteToParquet(str(folder / "parquet"), commit_secs=1)
+
+
+@contextmanager
+def of_duckdb(folder: Path, servers: str) -> Iterator[WriteToDuckDB]:
+    yield WriteToDuckDB(str(folder / "out.duckdb"), "numbers", commit_secs=1)
+
+
+@contextmanager
+def of_kafka(folder: Path, servers: str) -> Iterator[WriteToKafka]:
+    yield WriteToKafka(servers, "out", staging=str(folder / "staging"), ledger="out-ledger", commit_secs=1)
 
 
 class InParquet:
@@ -140,25 +154,46 @@ class InKafka:
         return np.concatenate([*self.found, np.empty(0, np.int64)])
 
 
+class InBigQuery:
+    """The rows of the table."""
+
+    def __init__(self, sink: WriteToBigQuery):
+        self.client = Connection(endpoint=sink.bigquery_endpoint, storage_endpoint=sink.bigquery_storage_endpoint).open().rest
+        self.query = f"SELECT n FROM `{bigquery.PROJECT}.{sink.table}`"
+
+    def __call__(self) -> np.ndarray:
+        try:
+            return np.array([row["n"] for row in self.client.query_and_wait(self.query)], np.int64)
+        except NotFound:  # the first commit makes the table
+            return np.empty(0, np.int64)
+
+
+@contextmanager
+def of_bigquery(folder: Path, servers: str) -> Iterator[WriteToBigQuery]:
+    with bigquery.obtain().cluster(folder / "bigquery") as emulator:
+        Connection(endpoint=emulator.rest, storage_endpoint=emulator.storage).open().rest.create_dataset("kills")
+        places = {"bigquery_endpoint": emulator.rest, "bigquery_storage_endpoint": emulator.storage}
+        yield WriteToBigQuery("kills.numbers", project=bigquery.PROJECT, commit_secs=1, **places)
+
+
 @dataclass(frozen=True)
 class Case:
-    """A sink, how to read it, and the step that publishes where it is not ours."""
+    """A sink, with what it needs while it is used, how to read it, and the step that publishes where it is not ours."""
 
-    make: Callable[[Path, str], Any]
+    made: Callable[[Path, str], AbstractContextManager[Any]]
     reader: Callable[[Any], Callable[[], np.ndarray]]
     publishing: type | None = None
 
 
 CASES = {
-    "parquet": Case(parquet, InParquet),
-    "duckdb": Case(lambda folder, servers: WriteToDuckDB(str(folder / "out.duckdb"), "numbers", commit_secs=1), InDuckDB),
-    "kafka": Case(
-        lambda folder, servers: WriteToKafka(servers, "out", staging=str(folder / "staging"), ledger="out-ledger", commit_secs=1), InKafka
-    ),
-    "published when the bundle ends": Case(parquet, InParquet, WhenTheBundleEndsFn),
-    "published at the first message": Case(parquet, InParquet, AtFirstMessageFn),
+    "parquet": Case(of_parquet, InParquet),
+    "duckdb": Case(of_duckdb, InDuckDB),
+    "kafka": Case(of_kafka, InKafka),
+    "bigquery": Case(of_bigquery, InBigQuery),
+    "published when the bundle ends": Case(of_parquet, InParquet, WhenTheBundleEndsFn),
+    "published at the first message": Case(of_parquet, InParquet, AtFirstMessageFn),
 }
-OURS = ("parquet", "duckdb", "kafka")
+OURS = ("parquet", "duckdb", "kafka", "bigquery")
 
 
 class Numbers:
@@ -315,7 +350,7 @@ class Trial:
         return f"stopped with a savepoint, resumed with parallelism {self.parallelism}"
 
     def kill_behind_a_publication(self) -> str:
-        """All TaskManagers, in the moment in which rows become visible, of which some were staged while the checkpoint was not yet complete."""
+        """All TaskManagers, in the moment in which rows become visible; some were staged before the checkpoint was complete."""
         with self.slow_checkpoint():
             before, until = self.published(), time.monotonic() + 60
         while self.published() == before and time.monotonic() < until:
@@ -384,9 +419,12 @@ def running(name: str, folder: Path, seed: int, per_second: int = 2_000) -> Iter
     """A job from Kafka to a sink on a cluster of its own."""
     chance = random.Random(f"{name} {seed}")
     case = CASES[name]
-    with kafka.obtain().cluster(folder / "kafka") as broker, flink.obtain().cluster(taskmanagers=2, slots=4) as cluster:
+    with (
+        kafka.obtain().cluster(folder / "kafka") as broker,
+        flink.obtain().cluster(taskmanagers=2, slots=4) as cluster,
+        case.made(folder, broker.servers) as sink,
+    ):
         numbers = Numbers(broker.servers, "numbers", per_second)
-        sink = case.make(folder, broker.servers)
         trial = Trial(cluster, broker, folder, case, numbers, chance, sink, case.reader(sink))
         try:
             trial.submit()

@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tiebeam import gcs
 from tiebeam.commits import writer_of
 from tiebeam.dead_letters import Letters, letters_of_rows
 from tiebeam.errors import ConfigError, Problem
@@ -51,6 +52,8 @@ class Target:
     key: tuple[str, ...]
     layout: Layout
     max_tables: int
+    staging: str | None = None
+    """A folder gs://… that large loads pass through; who loads must be able to read it."""
 
     @property
     def direct(self) -> bool:
@@ -275,6 +278,8 @@ class LoadWriter(_Writer):
     """Stages rows as Parquet, loaded into a table of its own for every piece, which the service removes when it is forgotten."""
 
     LOAD_BYTES = 256 << 20
+    SMALL_BYTES = 8 << 20
+    """What is sent along with its job, even where there is a folder for staging."""
 
     def __init__(self, target: Target, run_id: str):
         super().__init__(target)
@@ -315,21 +320,37 @@ class LoadWriter(_Writer):
         self.tables.create(staging, {"schema": {"fields": wanted}, "labels": {"made_by": "tiebeam"}}, STAGED_DAYS)
         file = io.BytesIO()
         pq.write_table(rows, file, compression="zstd")
+        size = file.getbuffer().nbytes
+        uri = f"{_staged_at(self.target, self.name)}{uuid.uuid4().hex}.parquet" if self.target.staging and size > self.SMALL_BYTES else None
         listed = bigquery.ParquetOptions.from_api_repr({"enableListInference": True})
         config = bigquery.LoadJobConfig(source_format="PARQUET", write_disposition="WRITE_APPEND", parquet_options=listed)
 
         def start(job_id: str) -> Any:
+            if uri:
+                return self.clients.rest.load_table_from_uri(
+                    uri, str(staging), job_id=job_id, job_config=config, retry=None, timeout=ANSWER_SECS
+                )
             file.seek(0)
-            size = file.getbuffer().nbytes
             return self.clients.rest.load_table_from_file(
                 file, str(staging), job_id=job_id, job_config=config, size=size, num_retries=0, timeout=ANSWER_SECS
             )
 
-        jobs.once(self.clients, f"load_{staging.table.removeprefix(_PREFIX)}", start, f"loading into {staging}")
+        try:
+            if uri:
+                gcs.put(uri, file.getvalue())
+            jobs.once(self.clients, f"load_{staging.table.removeprefix(_PREFIX)}", start, f"loading into {staging}")
+        finally:
+            if uri:
+                gcs.remove(uri)
         self.staged.append(
             Staged(str(staging), rows.num_rows, rows.nbytes, {"by": "table", "table": str(name), "columns": rows.column_names})
         )
         self.places[name] = None
+
+
+def _staged_at(target: Target, name: str) -> str:
+    """How the paths of a run's files begin."""
+    return f"{(target.staging or '').rstrip('/')}/{_PREFIX}{name}_"
 
 
 def _stored(batch: RowBatch, columns: list[Column]) -> tuple[RowBatch, pa.Array, dict[int, str]]:
@@ -422,6 +443,8 @@ def discard(target: Target, run_id: str) -> None:
 
 
 def _forget(target: Target, name: str) -> None:
+    if target.staging:
+        gcs.each(gcs.remove, [found.path for found in gcs.below(_staged_at(target, name))])
     prefix, clients = f"{_PREFIX}{name}_", target.clients
     home = target.home
     listed = clients.again("staging tables", lambda: list(clients.rest.list_tables(f"{home.project}.{home.dataset}", retry=None)))

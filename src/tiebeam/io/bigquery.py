@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import apache_beam as beam
 from apache_beam.transforms.window import TimestampedValue
 
+from tiebeam import gcs
 from tiebeam.connectors import Sink, Source
 from tiebeam.dead_letters import Letters, letters_of_rows
 from tiebeam.errors import ConfigError, Problem, TransientError
@@ -249,6 +250,11 @@ class WriteToBigQuery(Sink):
     delivery: str = option(
         "exactly_once", help="Whether a row may be written twice after a crash", choices=("exactly_once", "at_least_once")
     )
+    staging: str | None = option(
+        None,
+        help="Folder of a bucket that loads pass through, but for small ones; default: they are sent along",
+        example="gs://bucket/staging",
+    )
     new_columns: str = option("add", help="What to do when the table lacks columns that rows have", choices=("add", "refuse"))
     create: str = option("if_needed", help="Whether a table that is not there is created", choices=("if_needed", "never"))
     partition_by: str | None = option(None, help="Column by which a table made here is partitioned: a date or a time", example="day")
@@ -279,6 +285,8 @@ class WriteToBigQuery(Sink):
         for label in self.labels:
             if not _LABEL.fullmatch(label):
                 yield Problem(f"{label!r} is no label", "labels", "name=value, of small letters, digits, _ and -")
+        if self.staging is not None and not gcs.is_gcs(self.staging):
+            yield Problem(f"{self.staging!r} is not on Cloud Storage, where BigQuery reads from", "staging", "gs://bucket/folder")
         yield from self._troubles_of_delivery()
         yield from partitions.problems(self.table, self.mode, by_streams=self.method == "storage_write" or self.delivery != "exactly_once")
 
@@ -315,6 +323,7 @@ class WriteToBigQuery(Sink):
             key=self.key,
             layout=layout,
             max_tables=self.max_tables,
+            staging=self.staging,
         )
 
     def location(self) -> str:
@@ -328,6 +337,8 @@ class WriteToBigQuery(Sink):
             lambda: clients.rest.get_dataset(f"{home.project}.{home.dataset}", retry=None, timeout=ANSWER_SECS),
             PING_SECS,
         )
+        if self.staging is not None and (trouble := gcs.trouble(f"{self.staging.rstrip('/')}/", writing=True)):
+            raise ConfigError(Problem(f"{self.staging} cannot be written: {trouble}", "staging", "check the bucket and the rights"))
         columns = Tables(clients, Layout()).known(home) if "{" not in self.table else None
         self._check_partition(clients)
         if columns is None:

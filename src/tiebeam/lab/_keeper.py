@@ -20,7 +20,7 @@ from typing import Any
 
 from tiebeam.errors import ConfigError, Problem
 
-SERVICES = ("kafka", "bigquery")
+SERVICES = ("kafka", "bigquery", "pubsub", "gcs")
 FIRST = ("kafka",)
 """What is started when no service is named."""
 UP_SECS = 300  # it may have to be installed first

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import sys
 import urllib.error
 import urllib.request
@@ -43,6 +44,8 @@ class Emulator:
 
     rest: str
     storage: str
+    settings: Path | None = None
+    """What makes `bq` of the Cloud SDK talk to this emulator, where that is installed."""
 
     @property
     def servers(self) -> str:
@@ -52,7 +55,8 @@ class Emulator:
     @property
     def environment(self) -> dict[str, str]:
         """What a client is told to find it."""
-        return {ENV: self.rest, STORAGE_ENV: self.storage}
+        found = {ENV: self.rest, STORAGE_ENV: self.storage}
+        return found | ({"BIGQUERYRC": str(self.settings), "CLOUDSDK_AUTH_ACCESS_TOKEN": "none"} if self.settings else {})
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,10 @@ class BigQuery:
 
     @contextmanager
     def cluster(self, folder: Path) -> Iterator[Emulator]:
-        """An emulator that ends with the block; the running one, when its addresses were given."""
+        """An emulator that ends with the block; the running one, when its addresses were given.
+
+        What it loads from gs:// it finds with the Cloud Storage in the folder beside (tiebeam.lab.gcs).
+        """
         if self.running:
             yield self.running
             return
@@ -73,11 +80,13 @@ class BigQuery:
         rest, storage = free_ports(2)
         launcher = str(Path(__file__).with_name("_bigquery_emulator.py"))
         start = ["start", "--rest-port", str(rest), "--grpc-port", str(storage), "--project", PROJECT, "--log-level", "warning"]
-        told = {"HOME": str(Path(self.path) / "home"), "BQEMU_QUERY_CACHE_TTL_SECONDS": "0", "PYTHONPATH": ""}
-        program = Leashed([_python(self.path), launcher, *start], folder / "log", folder, told)
+        objects = folder.parent / "gcs" / "objects"
+        objects.mkdir(parents=True, exist_ok=True)
+        told = {"HOME": str(Path(self.path) / "home"), "BQEMU_GCS_LOCAL_ROOT": str(objects), "BQEMU_QUERY_CACHE_TTL_SECONDS": "0"}
+        program = Leashed([_python(self.path), launcher, *start], folder / "log", folder, told | {"PYTHONPATH": ""})
         try:
             program.await_ready(lambda: _ready(rest, storage), "bigquery", START_SECS, _FIX)
-            yield Emulator(f"http://127.0.0.1:{rest}", f"127.0.0.1:{storage}")
+            yield Emulator(f"http://127.0.0.1:{rest}", f"127.0.0.1:{storage}", _settings_of_bq(rest, folder))
         finally:
             program.kill()
 
@@ -104,6 +113,17 @@ def _install(_: Path, draft: Path) -> None:
     call([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *VERSIONS], "bigquery", _FIX)
     (draft / "home").mkdir()
     call(["env", f"HOME={draft / 'home'}", python, "-c", _INSTALLED], "bigquery", _FIX)
+
+
+def _settings_of_bq(rest: int, folder: Path) -> Path | None:
+    """A file of settings for `bq`; it is given the description of the service, which the emulator does not have."""
+    root = Path(shutil.which("bq") or "").resolve().parent.parent
+    described = sorted(root.glob("platform/bq/discovery*/bigquery.json"))
+    if not described:
+        return None
+    file = folder / "bigqueryrc"
+    file.write_text(f"api=http://127.0.0.1:{rest}\nproject_id={PROJECT}\ndiscovery_file={described[-1]}\n")
+    return file
 
 
 def _python(environment: str) -> str:

@@ -40,7 +40,7 @@ class Gcs:
     runs: bool = False
 
     @contextmanager
-    def server(self, folder: Path) -> Iterator[Server]:
+    def cluster(self, folder: Path) -> Iterator[Server]:
         """A server that keeps its objects in a folder and ends with the block; the running one, when an address was given."""
         if self.runs:
             yield Server(self.path)
@@ -68,6 +68,12 @@ class Server:
     folder: Path = Path()
     process: Leashed | None = None
 
+    @property
+    def servers(self) -> str:
+        """The URL, as people are told it."""
+        return self.url
+
+    @property
     def environment(self) -> dict[str, str]:
         """What tells Google's client, and so every connector, to use this server, without credentials."""
         return {HOST: self.url}

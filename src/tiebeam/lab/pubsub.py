@@ -36,7 +36,7 @@ class PubSub:
     runs: bool = False
 
     @contextmanager
-    def server(self, folder: Path) -> Iterator[Server]:
+    def cluster(self, folder: Path) -> Iterator[Server]:
         """An emulator that ends with the block; the running one, when an address was given."""
         if self.runs:
             yield Server(self.path)
@@ -64,6 +64,12 @@ class Server:
     folder: Path = Path()
     process: Leashed | None = None
 
+    @property
+    def servers(self) -> str:
+        """The address, as people are told it."""
+        return self.address
+
+    @property
     def environment(self) -> dict[str, str]:
         """What tells Google's clients, and so every connector, to use this server, without credentials."""
         return {HOST: self.address}
