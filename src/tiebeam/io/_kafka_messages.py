@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -37,38 +38,60 @@ _local = threading.local()
 
 @dataclass
 class Messages:
-    """Messages of one partition, by columns."""
+    """Messages of one partition, by columns. The library's own objects are let go: thousands of them keep the garbage collector busy."""
 
     values: list[bytes | None]
     offsets: np.ndarray
-    messages: list[Any]
-    bytes: int = 0
+    times: np.ndarray
+    """When the messages were made, in milliseconds since 1970; negative where one does not say."""
+    bytes: int
+    keys: list[Any] | None = None
+    headers: list[Any] | None = None
 
     @staticmethod
-    def of(messages: list[Any]) -> Messages:
-        values = [message.value() for message in messages]
-        offsets = np.array([message.offset() for message in messages], np.int64)
+    def of(messages: list[Any], metadata: Sequence[str] = ()) -> Messages:
+        """Of confluent_kafka's messages, with keys and headers where `metadata` asks for them."""
+        from confluent_kafka import Message
+
+        values = list(map(Message.value, messages))
         try:
-            size = sum(map(len, values))
+            size = sum(map(len, cast("list[bytes]", values)))
         except TypeError:  # a message without value
             size = sum(len(value or b"") for value in values)
-        return Messages(values, offsets, messages, size)
+        return Messages(
+            values,
+            np.array(list(map(Message.offset, messages)), np.int64),
+            np.array([time for _, time in map(Message.timestamp, messages)], np.int64),
+            size,
+            list(map(Message.key, messages)) if "key" in metadata else None,
+            list(map(Message.headers, messages)) if "headers" in metadata else None,
+        )
 
     @staticmethod
     def joined(parts: Sequence[Messages]) -> Messages:
         if len(parts) == 1:
             return parts[0]
-        values = [value for part in parts for value in part.values]
-        messages = [message for part in parts for message in part.messages]
-        return Messages(values, np.concatenate([part.offsets for part in parts]), messages, sum(part.bytes for part in parts))
+        whole = Messages(
+            list(chain.from_iterable(part.values for part in parts)),
+            np.concatenate([part.offsets for part in parts]),
+            np.concatenate([part.times for part in parts]),
+            sum(part.bytes for part in parts),
+        )
+        if parts[0].keys is not None:
+            whole.keys = [key for part in parts for key in part.keys or ()]
+        if parts[0].headers is not None:
+            whole.headers = [headers for part in parts for headers in part.headers or ()]
+        return whole
 
     def only(self, chosen: np.ndarray) -> Messages:
-        return Messages.of([self.messages[i] for i in np.flatnonzero(chosen)])
+        rows = np.flatnonzero(chosen).tolist()
+        values = [self.values[i] for i in rows]
+        keys, headers = (None if told is None else [told[i] for i in rows] for told in (self.keys, self.headers))
+        return Messages(values, self.offsets[rows], self.times[rows], sum(len(value or b"") for value in values), keys, headers)
 
     def times_in_arrow(self) -> pa.Array:
         """When the messages were made; null where one does not say."""
-        times = np.array([message.timestamp()[1] for message in self.messages], np.int64)
-        return pa.array(times * 1_000, pa.int64(), mask=times < 0).cast(RESERVED[ROW_TIME])
+        return pa.array(self.times * 1_000, pa.int64(), mask=self.times < 0).cast(RESERVED[ROW_TIME])
 
     def names(self, partition: str) -> pa.Array:
         return pc.binary_join_element_wise(f"{partition}/", pa.array(self.offsets).cast(pa.string()), "")
@@ -98,14 +121,14 @@ class MessageRows:
         payloads = self._payloads()
         names, times = messages.names(partition), messages.times_in_arrow()
         topic = partition.rpartition("/")[0]
-        absent = [i for i, value in enumerate(messages.values) if value is None]
+        absent = [i for i, value in enumerate(messages.values) if value is None] if None in messages.values else []
         if absent:
             yield from self._absent(payloads, messages, absent, names, times, topic)
             kept = np.delete(np.arange(len(messages.values)), absent)
             names, times = names.take(pa.array(kept)), times.take(pa.array(kept))
         else:
             kept = np.arange(len(messages.values))
-        values = [value for value in messages.values if value is not None]
+        values = [value for value in messages.values if value is not None] if absent else cast("list[bytes]", messages.values)
         if not values:
             return
         for item in rows_of(payloads, values, names, times, topic, self.step, self.event_time):
@@ -164,16 +187,14 @@ class MessageRows:
         yield self._with_metadata(RowBatch.from_pydict(columns), messages, np.array(absent), partition)
 
     def _with_metadata(self, rows: RowBatch, messages: Messages, lines: np.ndarray, partition: str) -> RowBatch:
-        chosen = messages.messages
         for name in self.metadata:
             match name:
                 case "key":
-                    keys = [chosen[i].key() for i in lines]
-                    column = pa.array(keys, pa.binary())
+                    column = pa.array(messages.keys, pa.binary()).take(pa.array(lines))
                     if self.key_format == "text":
                         column = _text(column)
                 case "headers":
-                    column = pa.array([_headers(chosen[i].headers()) for i in lines], HEADERS)
+                    column = pa.array(map(_headers, messages.headers or ()), HEADERS).take(pa.array(lines))
                 case "timestamp":
                     column = messages.times_in_arrow().take(pa.array(lines))
                 case "topic":

@@ -191,13 +191,16 @@ class TopicReader(PartitionReader):
 
     def _fetch(self, secs: float) -> None:
         """Takes what has been fetched, up to a block; waits so long at most for the first of it."""
+        from confluent_kafka import Message
+
         taken = size = 0
         while taken < MAX_BATCH_ROWS and size < BLOCK_BYTES:
             messages = self.consumer.consume(CALL_MESSAGES, 0 if taken else secs)
             if not messages:
                 break
-            told = [message for message in messages if message.error()]
-            if told:
+            told: list[Any] = []
+            if any(map(Message.error, messages)):
+                told = [message for message in messages if message.error()]
                 messages = [message for message in messages if message.error() is None]
             for name, chunk in self._by_partition(messages):
                 size += self._take(name, chunk)
@@ -208,8 +211,10 @@ class TopicReader(PartitionReader):
             self._balance()
 
     def _by_partition(self, messages: list[Any]) -> Iterator[tuple[str, list[Any]]]:
-        numbers = [message.partition() for message in messages]
-        topics = [message.topic() for message in messages] if self.several else [messages[0].topic()] if messages else []
+        from confluent_kafka import Message
+
+        numbers: list[Any] = list(map(Message.partition, messages))
+        topics: list[Any] = list(map(Message.topic, messages)) if self.several else [messages[0].topic()] if messages else []
         if len(set(numbers)) == 1 and len(set(topics)) == 1:
             yield f"{topics[0]}/{numbers[0]}", messages
             return
@@ -225,7 +230,7 @@ class TopicReader(PartitionReader):
         part = self.parts.get(name)
         if part is None:
             return 0  # fetched before the last seek
-        messages = Messages.of(chunk)
+        messages = Messages.of(chunk, self.source.rows.metadata)
         fresh = messages.offsets >= part.reached
         if part.end is not None:
             fresh &= messages.offsets < part.end

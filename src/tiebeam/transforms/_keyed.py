@@ -22,7 +22,7 @@ from tiebeam.errors import ConfigError, Problem
 from tiebeam.rows import RESERVED, ROW_TIME, RowBatch, cut, timestamp_of, with_column
 from tiebeam.steps import BatchFn
 from tiebeam.transforms._fold import END, Fold, mark, tables_of
-from tiebeam.transforms._shards import SHARDS, split
+from tiebeam.transforms._shards import SHARDS, split, useful_shards
 from tiebeam.transforms._spill import GroupByShard
 from tiebeam.transforms._states import is_view, plain
 from tiebeam.transforms._ticks import LATE, MILLI, FoldTicksFn
@@ -78,7 +78,8 @@ class Keyed(beam.PTransform):
         named = inputs if isinstance(inputs, dict) else dict.fromkeys(self.fold.keys, inputs)
         bounded = all(rows.is_bounded for rows in named.values())
         self.lag = max(lag_behind(rows, self.tick) for rows in named.values()) + -(-self.lateness // MILLI)
-        sharded = [self._sharded(name, rows) for name, rows in named.items()]
+        shards = self.shards if bounded else useful_shards(self.shards, next(iter(named.values())).pipeline.runner)
+        sharded = [self._sharded(name, rows, shards) for name, rows in named.items()]
         folding: BatchFn
         if bounded:
             together = tuple(sharded) | "Group by shard" >> GroupByShard(self.fold.keys, self.shards)
@@ -91,10 +92,10 @@ class Keyed(beam.PTransform):
         rows = route(outputs)
         return WithLate(rows, outputs[LATE]) if self.late == "output" else rows
 
-    def _sharded(self, name: str, rows: beam.PCollection) -> beam.PCollection:
+    def _sharded(self, name: str, rows: beam.PCollection, shards: int) -> beam.PCollection:
         label = f" {name}" if len(self.fold.keys) > 1 else ""
         whole = beam.WindowInto(GlobalWindows(), timestamp_combiner=TimestampCombiner.OUTPUT_AT_EARLIEST)
-        shard = beam.ParDo(_ShardFn(self.label, self.fold, name, self.shards)).with_output_types(tuple[int, RowBatch])
+        shard = beam.ParDo(_ShardFn(self.label, self.fold, name, shards)).with_output_types(tuple[int, RowBatch])
         return route(rows | f"Whole run{label}" >> whole | f"Shard{label}" >> shard.with_outputs(REJECTED, main="rows"))
 
 

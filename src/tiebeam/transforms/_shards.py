@@ -23,10 +23,16 @@ from tiebeam.errors import ConfigError, Problem
 from tiebeam.rows import RowBatch
 
 SHARDS = 16
+SHARDS_ON_PRISM = 4
 
 _C1, _C2 = np.uint64(0x87C37B91114253D5), np.uint64(0x4CF5AD432745937F)
 _SEED = np.uint64(9001)
 _NULL = np.uint64(0x9E3779B97F4A7C15)
+
+
+def useful_shards(shards: int, runner: object) -> int:
+    """How many shards a stream has: each costs a round trip per tick and batch, and on Prism, one process, more of them win nothing."""
+    return min(shards, SHARDS_ON_PRISM) if type(runner).__name__ == "PrismRunner" else shards
 
 
 def split(batch: RowBatch, keys: Sequence[str], shards: int, taken: int = 1) -> list[tuple[int, RowBatch]]:
