@@ -12,7 +12,7 @@ NAMES = (
     "windowed_sum", "kafka", "nexmark", "sessions", "deduplicate", "as_of_join", "trail", "skew", "keyed_memory",
     "json_to_parquet", "bigquery", "ingest", "startup", "coder",
 )  # fmt: skip
-ONLY_BY_NAME = ("on_flink",)  # fetches a Flink and 1 GB of PyFlink
+ONLY_BY_NAME = ("on_flink", "steady")  # fetch a Flink, and 1 GB of PyFlink; take half an hour each
 
 
 def main() -> None:
