@@ -72,11 +72,21 @@ class Rest:
 
     def checkpoints(self, job: str) -> dict[str, int]:
         """How many checkpoints of a job there are of each kind: completed, failed, in_progress, restored, total."""
-        return self.ask("GET", f"jobs/{job}/checkpoints")["counts"]
+        return self._checkpoints(job)["counts"]
 
     def latest_checkpoint(self, job: str) -> dict[str, Any] | None:
         """The last completed checkpoint of a job: `id`, `external_path`, `state_size`, …"""
-        return self.ask("GET", f"jobs/{job}/checkpoints")["latest"]["completed"]
+        return self._checkpoints(job)["latest"]["completed"]
+
+    def _checkpoints(self, job: str) -> dict[str, Any]:
+        """What is said of checkpoints; of a job that makes none, as one in batch, that there are none."""
+        try:
+            return self.ask("GET", f"jobs/{job}/checkpoints")
+        except FlinkError as e:
+            if "Checkpointing has not been enabled" not in str(e):
+                raise
+            kinds = ("completed", "failed", "in_progress", "restored", "total")
+            return {"counts": dict.fromkeys(kinds, 0), "latest": {"completed": None}}
 
     def metrics(self, job: str, *names: str, vertex: str = "") -> dict[str, float]:
         """Figures of a job, or of one of its vertices, summed over its parts. Without names: those that there are, as 0."""

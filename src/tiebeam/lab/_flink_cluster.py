@@ -36,6 +36,7 @@ _SETTINGS = {
     "taskmanager.memory.managed.size": "256m",  # sorts of batch jobs; taken when they need it
     "taskmanager.memory.network.min": "128m",
     "taskmanager.memory.network.max": "128m",
+    "taskmanager.network.sort-shuffle.min-buffers": "64",  # of 32 kB, for each shuffle of a batch job; many are open at once
     "taskmanager.memory.jvm-metaspace.size": "256m",
     "taskmanager.memory.jvm-overhead.min": "64m",
     "taskmanager.memory.jvm-overhead.max": "64m",
