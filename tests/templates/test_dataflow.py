@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -139,3 +140,19 @@ def test_gcloud_takes_the_metadata(tmp_path):
         json.loads(yaml.safe_load(ran.stdout))["metadata"]["parameters"]
         == json.loads((tmp_path / "metadata.json").read_text())["parameters"]
     )
+
+
+@pytest.mark.skipif(not os.environ.get("TIEBEAM_LONG_TESTS"), reason="minutes of downloads: TIEBEAM_LONG_TESTS=1 runs it")
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the hashes are those of files for Python 3.11, which the image has")
+def test_the_layers_of_the_image_can_be_installed(tmp_path):
+    folder = built(tmp_path, "ingest", "--target=dataflow")
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "image"], check=True)
+    path = {"PATH": f"{tmp_path}/image/bin:{os.environ['PATH']}", "PYTHONPATH": ""}
+    layers = [line.removeprefix("RUN ") for line in (folder / "Dockerfile").read_text().splitlines() if line.startswith("RUN ")]
+    assert any("--require-hashes" in layer for layer in layers)
+    for command in [*layers, "tiebeam describe ingest"]:
+        ran = subprocess.run(
+            ["sh", "-ec", command], cwd=folder, env=os.environ | path, capture_output=True, text=True, timeout=900, check=False
+        )
+        assert ran.returncode == 0, f"{command}\n{ran.stdout}{ran.stderr}"
+    assert "--source" in ran.stdout
