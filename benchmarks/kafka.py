@@ -123,13 +123,13 @@ def bench(sizes: list[int], times: int, save: bool) -> None:
         comparing.empty(expected)
         windowed_sum.duckdb(str(comparing.events_file(size)), str(expected))
         with tempfile.TemporaryDirectory(dir=WORK) as folder, kafka.obtain().cluster(Path(folder)) as broker:
-            _fill(broker.servers, comparing.events_file(size), size)
+            fill(broker.servers, comparing.events_file(size), size)
             costs = {name: _cost(name, broker.servers, size, times, expected) for name in CONTENDERS if name != "beam_rows"}
         beam_size = min(size, MOST_FOR_BEAM)
         comparing.empty(expected)
         windowed_sum.duckdb(str(comparing.events_file(beam_size)), str(expected))
         with tempfile.TemporaryDirectory(dir=WORK) as folder, kafka.obtain().cluster(Path(folder)) as broker:
-            _fill(broker.servers, comparing.events_file(beam_size), beam_size)
+            fill(broker.servers, comparing.events_file(beam_size), beam_size)
             costs["beam_rows"] = _cost("beam_rows", broker.servers, beam_size, 1, expected)
         _table(size, beam_size, costs, f"kafka_{size}" if save else None)
 
@@ -162,23 +162,32 @@ def _consumer(servers: str):  # type: ignore[no-untyped-def]
     return consumer
 
 
-def _fill(servers: str, file: Path, size: int) -> None:
-    """Sends the events in blocks of time to partitions in turn, as producers with clocks of their own would."""
-    import confluent_kafka
+def make_topic(servers: str) -> None:
     from confluent_kafka.admin import AdminClient, NewTopic
 
-    say(f"kafka: sending {size:,} events")
     admin = AdminClient({"bootstrap.servers": servers})
     admin.create_topics([NewTopic(TOPIC, PARTITIONS, 1)])[TOPIC].result(30)
+
+
+def send(producer, line: bytes, number: int, **more) -> None:  # type: ignore[no-untyped-def]
+    """Sends the event of a number to its partition, as soon as the producer has room."""
+    while True:
+        try:
+            return producer.produce(TOPIC, line, partition=number % PARTITIONS, **more)
+        except BufferError:
+            producer.poll(0.1)
+
+
+def fill(servers: str, file: Path, size: int) -> None:
+    """Sends the events to partitions in turn, as producers with clocks of their own would."""
+    import confluent_kafka
+
+    say(f"kafka: sending {size:,} events")
+    make_topic(servers)
     sending = confluent_kafka.Producer({"bootstrap.servers": servers, "linger.ms": 50, "queue.buffering.max.messages": 500_000})
     with file.open("rb") as lines:
         for number, line in enumerate(lines):
-            while True:
-                try:
-                    sending.produce(TOPIC, line.rstrip(), partition=number % PARTITIONS)
-                    break
-                except BufferError:
-                    sending.poll(0.1)
+            send(sending, line.rstrip(), number)
     if sending.flush(120):
         raise SystemExit("the broker did not take all events")
 

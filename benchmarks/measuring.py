@@ -9,7 +9,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -82,7 +83,7 @@ class _Watch(threading.Thread):
     def run(self) -> None:
         while not self._over.wait(0.05):
             resident = 0
-            for pid in _tree(self.pid):
+            for pid in tree(self.pid):
                 try:
                     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 except OSError:
@@ -96,7 +97,7 @@ class _Watch(threading.Thread):
         self.join()
 
 
-def _tree(pid: int) -> list[int]:
+def tree(pid: int) -> list[int]:
     found, front = [], [pid]
     while front:
         pid = front.pop()
@@ -107,6 +108,15 @@ def _tree(pid: int) -> list[int]:
             except OSError:
                 continue
     return found
+
+
+def resident_mb(pids: Iterable[int]) -> float:
+    """The resident memory of processes, as far as they are there."""
+    total = 0
+    for pid in pids:
+        with suppress(OSError):
+            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+    return total / 1e6
 
 
 def warm(path: Path) -> None:

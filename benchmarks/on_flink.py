@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import comparing, events, windowed_sum
+from benchmarks.kafka import PARTITIONS, TOPIC, make_topic, send
 from benchmarks.measuring import ROOT, WORK, python, say, show
 
-TOPIC = "events"
-PARTITIONS = 4
 PARALLELISM = 2
 CHECKPOINT_MS = 2000
 CENTURY_SECS = 100 * 365 * 24 * 3600  # the events are of the past: no clock may close their windows
@@ -170,10 +169,8 @@ class Loaded:
 
     def __init__(self, servers: str, size: int):
         import confluent_kafka
-        from confluent_kafka.admin import AdminClient, NewTopic
 
-        admin = AdminClient({"bootstrap.servers": servers})
-        admin.create_topics([NewTopic(TOPIC, PARTITIONS, 1)])[TOPIC].result(30)
+        make_topic(servers)
         settings = {"linger.ms": 50, "queue.buffering.max.messages": 500_000, "transaction.timeout.ms": 890_000}
         self.producer = confluent_kafka.Producer({"bootstrap.servers": servers, "transactional.id": "gun", "log_level": 0, **settings})
         self.producer.init_transactions(60)
@@ -181,18 +178,11 @@ class Loaded:
         at = events._HEAD.index(b"2026-")
         with comparing.events_file(size).open("rb") as lines:
             for number, line in enumerate(lines):
-                self._send(line.rstrip(), number % PARTITIONS, _millis(line, at))
+                send(self.producer, line.rstrip(), number, timestamp=_millis(line, at))
         last = line.replace(line[at : at + 24], b"2026-01-02T23:00:00.000Z")
         for partition in range(PARTITIONS):  # moves the watermark over all windows
-            self._send(last.rstrip(), partition, _millis(last, at))
+            send(self.producer, last.rstrip(), partition, timestamp=_millis(last, at))
         self.producer.flush(120)
-
-    def _send(self, line: bytes, partition: int, millis: int) -> None:
-        while True:
-            try:
-                return self.producer.produce(TOPIC, line, partition=partition, timestamp=millis)
-            except BufferError:
-                self.producer.poll(0.1)
 
     def fire(self) -> None:
         self.producer.commit_transaction(120)
@@ -311,7 +301,7 @@ def _bare_loop(loop: Any, size: int) -> Spent:
     target = WORK / "on_flink" / "bare_loop"
     comparing.empty(target)
     with tempfile.TemporaryDirectory(dir=WORK) as folder, kafka.obtain().cluster(Path(folder)) as broker:
-        loop._fill(broker.servers, comparing.events_file(size), size)
+        loop.fill(broker.servers, comparing.events_file(size), size)
         groups = {one.program.process.pid: "broker" for one in broker.brokers}
         before, began = sum(cpu for _, cpu in _processor(groups).values()), time.perf_counter()
         process = subprocess.Popen(

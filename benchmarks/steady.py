@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import comparing, events
-from benchmarks.measuring import WORK, say, show
+from benchmarks.kafka import TOPIC, fill, make_topic, send
+from benchmarks.measuring import WORK, resident_mb, say, show, tree
 
-TOPIC = "events"
-PARTITIONS = 4
 CHECKPOINT_MS = 2000
 WINDOW_SECS = 10
 SCHEMA = "id bigint, ts timestamptz, user varchar, amount double, note varchar, category varchar, kind varchar, pad varchar"
@@ -34,23 +33,14 @@ PATIENCE_SECS = 900
 
 
 class Sender:
-    """Sends events of the past, and events of now at a rate."""
+    """Sends events that happen now, at a rate."""
 
     def __init__(self, servers: str):
         import confluent_kafka
-        from confluent_kafka.admin import AdminClient, NewTopic
 
-        admin = AdminClient({"bootstrap.servers": servers})
-        admin.create_topics([NewTopic(TOPIC, PARTITIONS, 1)])[TOPIC].result(30)
         settings = {"linger.ms": 5, "queue.buffering.max.messages": 500_000}
         self.producer = confluent_kafka.Producer({"bootstrap.servers": servers, "log_level": 0, **settings})
         self.at = events._HEAD.index(b"2026-")
-
-    def past(self, size: int) -> None:
-        with comparing.events_file(size).open("rb") as lines:
-            for number, line in enumerate(lines):
-                self._send(line.rstrip(), number)
-        self.producer.flush(120)
 
     def now(self, per_second: int, secs: float) -> None:
         """Sends events that happen now, in their order in each partition."""
@@ -61,18 +51,11 @@ class Sender:
             moment = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:23].encode() + b"Z"
             while sent < int(gone * per_second):
                 line = lines[sent % len(lines)]
-                self._send(line[: self.at] + moment + line[self.at + 24 :], sent)
+                send(self.producer, line[: self.at] + moment + line[self.at + 24 :], sent)
                 sent += 1
             self.producer.poll(0)
             time.sleep(0.005)
         self.producer.flush(120)
-
-    def _send(self, line: bytes, number: int) -> None:
-        while True:
-            try:
-                return self.producer.produce(TOPIC, line, partition=number % PARTITIONS)
-            except BufferError:
-                self.producer.poll(0.1)
 
 
 class Windows:
@@ -81,8 +64,8 @@ class Windows:
     def __init__(self, target: Path):
         self.target = target
         self.known: set[str] = set()
-        self.seen: dict[float, tuple[float, int]] = {}
-        """By the end of a window: when its last row was seen, and how many events it had by then."""
+        self.seen: dict[float, float] = {}
+        """By the end of a window: when its last row was seen."""
         self.events = 0
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
@@ -98,8 +81,7 @@ class Windows:
                 self.known.add(path)
                 rows, now = pq.read_table(path, columns=["window_end", "n"]), time.time()
                 self.events += int(np.sum(rows.column("n").to_numpy()))
-                for end, n in zip(rows.column("window_end").to_pylist(), rows.column("n").to_pylist(), strict=True):
-                    self.seen[end.timestamp()] = now, self.seen.get(end.timestamp(), (0, 0))[1] + n
+                self.seen.update((end.timestamp(), now) for end in rows.column("window_end").unique().to_pylist())
 
     def await_events(self, count: int, each: Callable[[], None]) -> None:
         until = time.monotonic() + PATIENCE_SECS
@@ -110,7 +92,7 @@ class Windows:
             time.sleep(1)
 
     def delays(self, since: float) -> np.ndarray:
-        return np.array([seen - end for end, (seen, _) in sorted(self.seen.items()) if end - WINDOW_SECS > since])
+        return np.array([seen - end for end, seen in sorted(self.seen.items()) if end - WINDOW_SECS > since])
 
 
 def graph(p: Any, servers: str, target: Path) -> None:
@@ -136,8 +118,8 @@ class Health:
         java = [server.program.process.pid for server in self.cluster.taskmanagers]
         last = self.cluster.rest.latest_checkpoint(self.job) or {}
         size, took = last.get("state_size", 0) / 1e6, last.get("end_to_end_duration", 0) / 1e3
-        java_mb = sum(map(_tree_mb, java)) - sum(map(_mb, workers))
-        self.points.append((time.monotonic() - self.began, sum(map(_mb, workers)), java_mb, size, took))
+        of_workers, of_all = resident_mb(workers), resident_mb(pid for root in java for pid in tree(root))
+        self.points.append((time.monotonic() - self.began, of_workers, of_all - of_workers, size, took))
 
     def rows(self, what: str, since: float) -> list[list[str]]:
         """Each figure in the first and last fifth of the time, and its slope."""
@@ -152,19 +134,6 @@ class Health:
         return out
 
 
-def _mb(pid: int) -> float:
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 1e6
-    except OSError:
-        return 0.0
-
-
-def _tree_mb(pid: int) -> float:
-    from benchmarks.measuring import _tree
-
-    return sum(map(_mb, _tree(pid)))
-
-
 def on_flink(size: int, secs: float) -> tuple[list[list[str]], list[str]]:
     """A backlog of so many events, then so many seconds at the steady rate."""
     import apache_beam as beam
@@ -173,9 +142,8 @@ def on_flink(size: int, secs: float) -> tuple[list[list[str]], list[str]]:
     from tiebeam.lab import flink
 
     with _broker("flink") as (servers, target), flink.obtain().cluster(taskmanagers=2, slots=2) as cluster:
+        fill(servers, comparing.events_file(size), size)
         sender = Sender(servers)
-        say(f"steady: sending a backlog of {size:,} events")
-        sender.past(size)
         windows, began = Windows(target), time.monotonic()
         p = beam.Pipeline(options=PipelineOptions(cluster.flags(parallelism=2, checkpoint_ms=CHECKPOINT_MS)))
         graph(p, servers, target)
@@ -208,6 +176,7 @@ def on_prism() -> str:
     import subprocess
 
     with _broker("prism") as (servers, target):
+        make_topic(servers)
         sender = Sender(servers)
         sender.now(LOCAL_PER_SECOND, 2)
         windows = Windows(target)

@@ -82,8 +82,13 @@ class BigQuery:
         start = ["start", "--rest-port", str(rest), "--grpc-port", str(storage), "--project", PROJECT, "--log-level", "warning"]
         objects = folder.parent / "gcs" / "objects"
         objects.mkdir(parents=True, exist_ok=True)
-        told = {"HOME": str(Path(self.path) / "home"), "BQEMU_GCS_LOCAL_ROOT": str(objects), "BQEMU_QUERY_CACHE_TTL_SECONDS": "0"}
-        program = Leashed([_python(self.path), launcher, *start], folder / "log", folder, told | {"PYTHONPATH": ""})
+        told = {
+            "HOME": str(Path(self.path) / "home"),
+            "BQEMU_GCS_LOCAL_ROOT": str(objects),
+            "BQEMU_QUERY_CACHE_TTL_SECONDS": "0",
+            "PYTHONPATH": "",
+        }
+        program = Leashed([_python(self.path), launcher, *start], folder / "log", folder, told)
         try:
             program.await_ready(lambda: _ready(rest, storage), "bigquery", START_SECS, _FIX)
             yield Emulator(f"http://127.0.0.1:{rest}", f"127.0.0.1:{storage}", _settings_of_bq(rest, folder))

@@ -82,7 +82,7 @@ class Keyed(beam.PTransform):
         sharded = [self._sharded(name, rows, shards) for name, rows in named.items()]
         folding: BatchFn
         if bounded:
-            together = tuple(sharded) | "Group by shard" >> GroupByShard(self.fold.keys, self.shards)
+            together = tuple(sharded) | "Group by shard" >> GroupByShard(self.fold.keys, shards)
             folding = _FoldOnceFn(self.label, self.fold)
         else:
             together = sharded[0] if len(sharded) == 1 else tuple(sharded) | "Together" >> beam.Flatten()
